@@ -1,0 +1,31 @@
+//! The agent: hands a pod's intercepted traffic to laptops.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tpd_cluster::agent::config::{Action, Command};
+use tpd_cluster::agent::{redirect, supervisor, worker};
+use tpd_cluster::log;
+use tracing::error;
+
+fn main() -> ExitCode {
+    let command = Command::parse();
+    log::start(&command.log, command.log_format);
+    match run(command.action.unwrap_or_default()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error!(error = format!("{error:#}"), "the agent ends");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// One thread does everything.
+fn run(action: Action) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    match action {
+        Action::Run => runtime.block_on(supervisor::run()),
+        Action::Redirect(probes) => redirect::run(&probes.probes.0),
+        Action::Worker(config) => tokio::task::LocalSet::new().block_on(&runtime, worker::run(*config)),
+    }
+}
