@@ -59,8 +59,23 @@ rust_tests() {
     cargo test --workspace --no-fail-fast "$@"
 }
 
+# rust_tests_twice STAGE [OPTION...]: what fails is run once more, by itself: many tests hold seconds against a machine that other
+# things run on too. What passes only then is named at the end, and is a defect of tpd or of the test; more than a few are no
+# accident.
+rust_tests_twice() {
+    local log=$log_directory/$1.log again
+    shift
+    rust_tests "$@" && return
+    # The log is written by another process.
+    sleep 1
+    mapfile -t again < <(failed_tests "$log")
+    ((${#again[@]} > 0 && ${#again[@]} <= 5)) || return 1
+    printf '\n%s %s\n' "$ONCE_MORE" "${again[*]}"
+    rust_tests "$@" --exact "${again[@]}"
+}
+
 unit() {
-    rust_tests --exclude tpd-tests &&
+    rust_tests_twice unit --exclude tpd-tests -- &&
         (cd tests/kubernetes && go test -trimpath ./tools/...)
 }
 
@@ -85,21 +100,12 @@ cluster() {
 
 resolver() {
     need_root
-    rust_tests --test resolver -- --test-threads=1
+    rust_tests_twice resolver --test resolver -- --test-threads=1
 }
 
-# What fails is run once more, by itself: many of these tests hold seconds against a machine that other things run on too. What
-# passes only then is named at the end, and is a defect of tpd or of the test; more than a few are no accident.
 e2e() {
     need_root
-    rust_tests --test e2e -- --test-threads=1 && return
-    local again
-    # The log is written by another process.
-    sleep 1
-    mapfile -t again < <(failed_tests "$log_directory/e2e.log")
-    ((${#again[@]} > 0 && ${#again[@]} <= 5)) || return 1
-    printf '\n%s %s\n' "$ONCE_MORE" "${again[*]}"
-    rust_tests --test e2e -- --test-threads=1 --exact "${again[@]}"
+    rust_tests_twice e2e --test e2e -- --test-threads=1
 }
 
 # Begins the line that stands in a log before the second run of what failed in the first.

@@ -194,7 +194,10 @@ pub struct Failure {
     pub error: String,
 }
 
-/// Fifty milliseconds.
+/// How finely a record tells when something was answered.
+const MOMENT: Duration = Duration::from_millis(50);
+
+/// One of them.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Moment {
     /// When they began.
@@ -272,18 +275,18 @@ impl Record {
         self.settled_between(since, Stamp(u64::MAX), who)
     }
 
-    /// The same, of what happened before `end`.
+    /// The same, of what happened before `end`: a moment in which that falls is not looked at.
     ///
     /// # Panics
     /// If those answered nothing before `end`.
     #[must_use]
     #[track_caller]
     pub fn settled_between(&self, since: Stamp, end: Stamp, who: impl Fn(&str) -> bool) -> Duration {
-        let moments = || self.timeline.iter().filter(|moment| moment.at >= since && moment.at < end);
+        let moments =
+            || self.timeline.iter().filter(|moment| moment.at >= since && moment.at + MOMENT <= end);
         let other = |moment: &&Moment| moment.failed > 0 || moment.served.keys().any(|name| !who(name));
         let last = moments().rfind(other);
-        let settled =
-            last.map_or(Duration::ZERO, |moment| moment.at.since(since) + Duration::from_millis(50));
+        let settled = last.map_or(Duration::ZERO, |moment| moment.at.since(since) + MOMENT);
         let after = moments()
             .any(|moment| moment.at >= since + settled && moment.served.keys().any(|name| who(name)));
         assert!(after, "it never settled: {}\n{:?}", self.summary(), moments().next_back());

@@ -14,8 +14,10 @@ const DOUBT: Duration = Duration::from_millis(600);
 /// What UDP is given to answer at first, before a stream is opened.
 const FIRST: Duration = Duration::from_secs(1);
 
-/// How often UDP is asked while only the stream answers: each question is a full packet.
+/// How often UDP is asked while only the stream answers: each question is a full packet. At each beat first: a manager that was
+/// made anew may answer there a moment after it takes streams.
 const UDP_PROBE: Duration = Duration::from_secs(10);
+const EAGER_PROBE: Duration = Duration::from_secs(2);
 
 /// How often handshakes are sent when nothing has answered for [`EAGER`].
 const SLOW: Duration = Duration::from_secs(1);
@@ -150,6 +152,7 @@ impl Ways {
     pub(super) fn beat(&mut self, now: Duration) -> Beat {
         let pause = match self.chosen {
             _ if self.udp.is_some() => Duration::ZERO,
+            Some(_) if now.saturating_sub(self.since) < EAGER_PROBE => Duration::ZERO,
             Some(_) => UDP_PROBE,
             None if now.saturating_sub(self.since) < EAGER => Duration::ZERO,
             None => SLOW,
@@ -225,9 +228,9 @@ mod tests {
         assert_eq!((ways.chosen(), ways.stream.is_some()), (None, false));
         run(&mut ways, &mut now, BEAT, false, true);
         assert_eq!(ways.chosen(), Some(Way::Stream));
-        // UDP is asked on, every ten seconds.
-        let asked = (1..=400).filter(|beat| ways.beat(now + BEAT * *beat).udp).count();
-        assert_eq!(asked, 10);
+        // UDP is asked on, for two seconds at each beat, and every ten seconds then.
+        let asked: Vec<u32> = (1..=400).filter(|beat| ways.beat(now + BEAT * *beat).udp).collect();
+        assert_eq!(asked, [1, 2, 3, 4, 5, 6, 7, 47, 87, 127, 167, 207, 247, 287, 327, 367]);
     }
 
     #[test]

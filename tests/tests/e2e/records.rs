@@ -30,7 +30,7 @@ fn a_record_tells_when_the_last_other_answer_was() {
     let record = record();
     assert_eq!(record.settled_after(stamp(1000), is_laptop), Duration::from_millis(200));
     assert_eq!(record.settled_after(stamp(1200), is_laptop), Duration::ZERO);
-    assert_eq!(record.settled_between(stamp(1000), stamp(1100), is_pod), Duration::ZERO);
+    assert_eq!(record.settled_between(stamp(1000), stamp(1149), is_pod), Duration::ZERO);
     assert_eq!((record.by(is_laptop), record.by(is_pod)), (4, 3));
 }
 
