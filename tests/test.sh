@@ -51,7 +51,7 @@ scripts() {
     command -v shellcheck >/dev/null || { echo "shellcheck is not installed"; return "$LACKS"; }
     local files
     mapfile -t files < <(git ls-files -c -o --exclude-standard '*.sh')
-    shellcheck "${files[@]}" "$cluster" .ci/run
+    shellcheck "${files[@]}" "$cluster" "$here/config/runc-without-nftables" .ci/run
 }
 
 # Always the whole workspace, so that dependencies are built once, with one set of features.

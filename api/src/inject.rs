@@ -79,7 +79,7 @@ pub const MANAGER_CA: &str = "TPD_CA";
 /// Environment variable of the agent and of the init container: [`ENTRY`].
 pub const AGENT_ENTRY: &str = "TPD_ENTRY";
 
-/// Environment variable of the init container: probed ports as `STANDIN:PORT`, separated by commas.
+/// Environment variable of the agent and of the init container: probed ports as `STANDIN:PORT`, separated by commas.
 pub const PROBES: &str = "TPD_PROBES";
 
 /// Prefix of the environment variables that repeat the app container's; followed by the number of the container, `_`, and the

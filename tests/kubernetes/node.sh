@@ -85,7 +85,7 @@ controller_manager() {
     supervise kube-controller-manager kube-controller-manager \
         --kubeconfig="$run/kube-controller-manager.kubeconfig" \
         --allocate-node-cidrs=true \
-        --cluster-cidr="$POD_CIDRS" \
+        --cluster-cidr="$POD_CIDRS" --node-cidr-mask-size-ipv4=20 \
         --cluster-signing-cert-file="$run/pki/ca.crt" \
         --cluster-signing-key-file="$run/pki/ca.key" \
         --horizontal-pod-autoscaler-sync-period=2s \

@@ -15,9 +15,9 @@ use crate::log::LogFormat;
 #[derive(Clone, Debug, Parser)]
 #[command(name = "tpd-agent", version)]
 pub struct Command {
-    /// What to do; to run, if nothing is said.
+    /// What to do.
     #[command(subcommand)]
-    pub action: Option<Action>,
+    pub action: Action,
 
     /// What is logged: a level, or directives such as `info,tpd_netstack=debug`.
     #[arg(long, env = "TPD_LOG", default_value = "info", global = true)]
@@ -29,11 +29,10 @@ pub struct Command {
 }
 
 /// What the program is there for.
-#[derive(Clone, Debug, Default, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 pub enum Action {
     /// Runs the worker, and runs it again when it ends.
-    #[default]
-    Run,
+    Run(Probes),
     /// Sets up the redirect of this pod. Needs the capability NET_ADMIN, once.
     Redirect(Probes),
     /// Does the agent's work; `run` starts it.
@@ -41,7 +40,7 @@ pub enum Action {
     Worker(Box<Config>),
 }
 
-/// What the redirect needs to know.
+/// What the redirect needs to know, and whoever stands in for it.
 #[derive(Clone, Debug, Args)]
 pub struct Probes {
     /// Ports that stand in for probed ones, as STANDIN:PORT, separated by commas; none if it is empty.
@@ -104,27 +103,22 @@ mod tests {
     use crate::agent::redirect::table::StandIn;
 
     fn parse(arguments: &[&str]) -> Result<Action, clap::Error> {
-        Command::try_parse_from([&["tpd-agent"], arguments].concat())
-            .map(|command| command.action.unwrap_or_default())
+        Command::try_parse_from([&["tpd-agent"], arguments].concat()).map(|command| command.action)
     }
 
     #[test]
-    fn the_agent_runs_where_nothing_else_is_said() {
-        assert!(matches!(parse(&[]), Ok(Action::Run)));
-        assert!(matches!(parse(&["run"]), Ok(Action::Run)));
-    }
-
-    #[test]
-    fn the_redirect_needs_to_know_probes_alone() {
-        let Ok(Action::Redirect(probes)) = parse(&["redirect", "--probes", "19950:80,19951:81"]) else {
-            panic!()
+    fn the_agent_and_the_redirect_need_to_know_probes_alone() {
+        let probes = |arguments: &[&str]| match parse(arguments) {
+            Ok(Action::Run(probes) | Action::Redirect(probes)) => Some(probes.probes.0),
+            _ => None,
         };
-        let expected = [StandIn { port: 19_950, app: 80 }, StandIn { port: 19_951, app: 81 }];
-        assert_eq!(probes.probes.0, expected);
-        for none in [&["redirect"][..], &["redirect", "--probes", ""]] {
-            assert!(matches!(parse(none), Ok(Action::Redirect(probes)) if probes.probes.0.is_empty()));
+        for action in ["run", "redirect"] {
+            let expected = vec![StandIn { port: 19_950, app: 80 }, StandIn { port: 19_951, app: 81 }];
+            assert_eq!(probes(&[action, "--probes", "19950:80,19951:81"]), Some(expected));
+            assert_eq!(probes(&[action]), Some(vec![]));
+            assert_eq!(probes(&[action, "--probes", ""]), Some(vec![]));
+            assert_eq!(probes(&[action, "--probes", "19950"]), None);
         }
-        assert!(parse(&["redirect", "--probes", "19950"]).is_err());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! One thread, within 64 MiB. `worker` holds it together: what `control` hears from managers is merged (`merge`), and `duty` has it
 //! carried out, by `listeners`, `heartbeat`s, the `proxy` and `laptop`. `supervisor` keeps a worker running, `shelf` its sockets, and `redirect` is what
-//! the init container does.
+//! the init container does. Where the kernel has none of that, `stand_ins` lead the kubelet's probes to the app.
 
 pub mod config;
 pub mod control;
@@ -22,6 +22,8 @@ pub mod ready;
 pub mod redirect;
 pub mod report;
 pub mod shelf;
+pub mod sockets;
+pub mod stand_ins;
 pub mod stragglers;
 pub mod supervisor;
 pub mod suspension;

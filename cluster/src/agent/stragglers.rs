@@ -1,75 +1,33 @@
 //! Connections that went to the app before the redirect was there, and still do: the kernel knows them, the agent doesn't.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::{self, BufRead as _, BufReader};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::io;
+use std::net::SocketAddr;
 
-/// Most lines that are read of one table. A pod with more connections has its stragglers counted too low.
-const MAX_LINES: usize = 32 << 10;
+use super::sockets::{self, State, TcpSocket};
 
-/// State of an open connection (`TCP_ESTABLISHED`).
-const ESTABLISHED: &str = "01";
-
-/// An open TCP connection of the pod.
+/// An open TCP connection of the pod with a client outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Connection {
     local: SocketAddr,
     remote: SocketAddr,
 }
 
-impl Connection {
-    /// Whether both ends are in the pod: what the agent connects to the app is of that kind, and never was a client's.
-    fn is_internal(&self) -> bool {
-        self.local.ip() == self.remote.ip() || self.remote.ip().is_loopback()
-    }
-}
-
-/// Reads the kernel's tables of TCP connections.
+/// Those that there are now. A pod with more than the tables are read for has its stragglers counted too low.
 ///
 /// # Errors
 /// Fails where there is no /proc.
 pub fn connections() -> io::Result<Vec<Connection>> {
-    let mut found = Vec::new();
-    for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
-        match File::open(table) {
-            Ok(file) => {
-                let lines = BufReader::new(file).lines().take(MAX_LINES);
-                found.extend(lines.map_while(Result::ok).filter_map(|line| parse(&line)));
-            }
-            // A kernel without IPv6.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && !found.is_empty() => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(found)
+    Ok(sockets::tcp()?.iter().filter_map(Connection::from_outside).collect())
 }
 
-/// An open connection from a client outside, if a line of the table is one.
-fn parse(line: &str) -> Option<Connection> {
-    let mut fields = line.split_ascii_whitespace().skip(1);
-    let (local, remote, state) = (fields.next()?, fields.next()?, fields.next()?);
-    if state != ESTABLISHED {
-        return None;
+impl Connection {
+    /// Not one with both ends in the pod: what the agent connects to the app is of that kind, and never was a client's.
+    fn from_outside(socket: &TcpSocket) -> Option<Self> {
+        let TcpSocket { local, remote, state } = *socket;
+        let is_internal = local.ip() == remote.ip() || remote.ip().is_loopback();
+        (state == State::Open && !is_internal).then_some(Self { local, remote })
     }
-    let connection = Connection { local: address(local)?, remote: address(remote)? };
-    (!connection.is_internal()).then_some(connection)
-}
-
-/// An address as the table has it: words of 32 bits in the machine's order, and the port.
-fn address(text: &str) -> Option<SocketAddr> {
-    let (address, port) = text.split_once(':')?;
-    let port = u16::from_str_radix(port, 16).ok()?;
-    let octets: Vec<u8> = (address.as_bytes().chunks(8))
-        .map(|word| u32::from_str_radix(std::str::from_utf8(word).ok()?, 16).ok().map(u32::to_ne_bytes))
-        .collect::<Option<Vec<_>>>()?
-        .concat();
-    let address = match octets.len() {
-        4 => IpAddr::from(<[u8; 4]>::try_from(octets).ok()?),
-        16 => Ipv6Addr::from(<[u8; 16]>::try_from(octets).ok()?).to_canonical(),
-        _ => return None,
-    };
-    Some(SocketAddr::new(address, port))
 }
 
 /// Stragglers of the ports that are redirected.
@@ -111,29 +69,18 @@ impl Stragglers {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{TcpListener, TcpStream};
-
-    use super::{Connection, Stragglers, address, connections, parse};
+    use super::{Connection, State, Stragglers, TcpSocket};
 
     #[test]
-    #[cfg(target_endian = "little")]
-    fn the_kernels_lines() {
-        let v4 = "   3: 0700F40A:1F90 0100F40A:C350 01 00000000:00000000 00:00000000 00000000  1000        0 31 1 0 20 4";
-        let expected = Connection {
-            local: "10.244.0.7:8080".parse().unwrap(),
-            remote: "10.244.0.1:50000".parse().unwrap(),
+    fn only_clients_outside_count() {
+        let socket = |remote: &str, state| {
+            let (local, remote) = ("10.244.0.7:80".parse().unwrap(), remote.parse().unwrap());
+            Connection::from_outside(&TcpSocket { local, remote, state }).is_some()
         };
-        assert_eq!(parse(v4), Some(expected));
-        assert_eq!(parse(&v4.replace(" 01 0", " 0A 0")), None, "not open");
-        assert_eq!(parse(&v4.replace("0100F40A", "0700F40A")), None, "from the pod itself");
-        let mapped =
-            "   0: 0000000000000000FFFF00000700F40A:1F90 0000000000000000FFFF00000100F40A:C350 01 0:0";
-        assert_eq!(parse(mapped), Some(expected));
-        let v6 = address("000000FD0000000000000000 01000000:0050".replace(' ', "").as_str()).unwrap();
-        assert_eq!(v6.to_string(), "[fd00::1]:80");
-        for garbage in ["", "sl local_address rem_address st", "0: x:y z:w 01", "0: 0700F40A 0100F40A 01"] {
-            assert_eq!(parse(garbage), None);
-        }
+        assert!(socket("10.244.0.1:50000", State::Open));
+        assert!(!socket("0.0.0.0:0", State::Listens));
+        assert!(!socket("10.244.0.7:50000", State::Open), "from the pod itself");
+        assert!(!socket("127.0.0.1:50000", State::Open), "from the pod itself");
     }
 
     #[test]
@@ -154,13 +101,5 @@ mod tests {
         assert!(!stragglers.is_concerned(&ports), "there is nothing left to wait for");
         stragglers.observe(&[].into(), &[]);
         assert!(stragglers.is_concerned(&ports), "the redirect may come anew");
-    }
-
-    #[test]
-    fn the_tables_of_a_real_kernel_can_be_read() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let _stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let port = listener.local_addr().unwrap().port();
-        assert!(connections().unwrap().iter().all(|connection| connection.local.port() != port));
     }
 }

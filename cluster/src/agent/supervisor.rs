@@ -12,7 +12,9 @@ use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{info, warn};
 
+use super::redirect::table::StandIn;
 use super::shelf::{Counter, Shelf};
+use super::stand_ins;
 
 /// Pause before a worker is started again, the first time: clients wait meanwhile.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
@@ -28,12 +30,13 @@ const HEALTHY: Duration = Duration::from_secs(10);
 /// neither waits for longer.
 const STANDSTILL: Duration = Duration::from_secs(1);
 
-/// Runs workers until told to end.
+/// Runs workers until told to end, and leads probes to the app where the kernel does not.
 ///
 /// # Errors
 /// Fails where a signal cannot be waited for.
-pub async fn run() -> anyhow::Result<()> {
+pub async fn run(probes: Vec<StandIn>) -> anyhow::Result<()> {
     let mut signals = Waiting::new().context("wait for signals")?;
+    tokio::spawn(stand_ins::serve(probes));
     let (mut shelf, mut pause) = (Shelf::default(), FIRST_PAUSE);
     loop {
         let started = Instant::now();

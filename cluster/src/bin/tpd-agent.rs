@@ -11,7 +11,7 @@ use tracing::error;
 fn main() -> ExitCode {
     let command = Command::parse();
     log::start(&command.log, command.log_format);
-    match run(command.action.unwrap_or_default()) {
+    match run(command.action) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             error!(error = format!("{error:#}"), "the agent ends");
@@ -24,8 +24,11 @@ fn main() -> ExitCode {
 fn run(action: Action) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match action {
-        Action::Run => runtime.block_on(supervisor::run()),
-        Action::Redirect(probes) => redirect::run(&probes.probes.0),
+        Action::Run(probes) => runtime.block_on(supervisor::run(probes.probes.0)),
+        Action::Redirect(probes) => {
+            redirect::run(&probes.probes.0);
+            Ok(())
+        }
         Action::Worker(config) => tokio::task::LocalSet::new().block_on(&runtime, worker::run(*config)),
     }
 }

@@ -128,10 +128,8 @@ fn an_agent_changes_no_pods_class() {
     }
 }
 
-#[test]
-fn probes_of_every_kind_reach_the_app_whatever_the_laptop_does() {
-    let laptop = Laptop::take();
-    let _connection = connected(&laptop);
+/// Containers with a probe of every kind each second, of which three failures are one too many.
+fn probed() -> Value {
     let often = |mut probe: Value| {
         probe["periodSeconds"] = json!(1);
         probe["failureThreshold"] = json!(3);
@@ -142,25 +140,61 @@ fn probes_of_every_kind_reach_the_app_whatever_the_laptop_does() {
             "args": ["http", format!(":{port}")], "ports": [{ "name": name, "containerPort": port }],
             "livenessProbe": often(probe.clone()), "readinessProbe": often(probe) })
     };
-    let spec = json!({ "containers": [
+    json!([
         { "livenessProbe": often(json!({ "httpGet": { "path": "/healthz", "port": "http" } })) },
         with("number", 8081, json!({ "httpGet": { "path": "/healthz", "port": 8081 } })),
         with("tcp", 8082, json!({ "tcpSocket": { "port": "tcp" } })),
         with("grpc", 8083, json!({ "grpc": { "port": 8083 } })),
         with("exec", 8084, json!({ "exec": { "command": ["/usr/bin/tpd-echo", "connect", "127.0.0.1:8084"] } })),
-    ] });
-    let probed = Workload::deploy(laptop.cluster, "probed", 1, &labelled("enabled", &spec));
-    let ready = probed.until_ready(1);
+    ])
+}
+
+/// The pod that is ready now is so for eight seconds, and nothing in it is restarted.
+fn stays_ready(workload: &Workload) {
+    let ready = workload.ready();
+    for _ in 0..8 {
+        tpd_tests::pause(Duration::from_secs(1));
+        assert_eq!(workload.ready(), ready, "the pod is not ready: {}", workload.pods()[0]["status"]);
+    }
+    assert_eq!(workload.restarts(), 0, "{}", workload.pods()[0]["status"]);
+}
+
+#[test]
+fn probes_of_every_kind_reach_the_app_whatever_the_laptop_does() {
+    let laptop = Laptop::take();
+    let _connection = connected(&laptop);
+    let spec = labelled("enabled", &json!({ "containers": probed() }));
+    let probed = Workload::deploy(laptop.cluster, "probed", 1, &spec);
+    probed.until_ready(1);
     let ports = "--port 9090:http --port 9090:number --port 9090:tcp --port 9090:grpc --port 9090:exec";
     let (local, _intercept) = intercepted(&laptop, &probed, ports);
     local.signal("STOP");
-    for _ in 0..8 {
-        tpd_tests::pause(Duration::from_secs(1));
-        assert_eq!(probed.ready(), ready, "the pod is not ready: {}", probed.pods()[0]["status"]);
-    }
+    stays_ready(&probed);
     local.signal("CONT");
-    assert_eq!(probed.restarts(), 0, "{}", probed.pods()[0]["status"]);
     assert_eq!(answered_by(&laptop, &probed.url(), ""), "laptop");
+}
+
+/// As where the runtime is gVisor. The kubelet's probes have been pointed at ports that only a redirect leads to the app.
+#[test]
+fn a_pod_whose_kernel_has_no_nftables_lives_and_the_developer_is_told() {
+    let laptop = Laptop::take();
+    let _connection = connected(&laptop);
+    let spec = json!({ "containers": probed(), "runtimeClassName": "no-nftables" });
+    let sandboxed = Workload::deploy(laptop.cluster, "sandboxed", 1, &labelled("enabled", &spec));
+    sandboxed.until_ready(1);
+    assert_eq!(sandboxed.injected().len(), 1, "it has no agent");
+    stays_ready(&sandboxed);
+    // Nor does it matter to probes what becomes of the agent's worker.
+    let pod = &sandboxed.ready()[0];
+    Agent::of(laptop.cluster, "store", pod).expect("an agent").signal_worker(laptop.cluster, "KILL");
+    stays_ready(&sandboxed);
+    let _local = Local::start(&laptop, LOCAL);
+    let run = laptop.try_intercept("store", "sandboxed", ALL);
+    assert!(is_pod(&answered_by(&laptop, &sandboxed.url(), "")), "the laptop answers without a redirect");
+    let _ = laptop.run("tpd leave --all");
+    run.exits(ExitCode::NoAgent)
+        .says(&["does not lead traffic to the agent"])
+        .within(Duration::from_secs(30));
 }
 
 #[test]

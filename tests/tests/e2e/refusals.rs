@@ -357,7 +357,7 @@ fn networks_that_overlap() {
     let _route = Route::add(&laptop, "10.244.0.128/25");
     let words = [
         "10.244.0.128/25",
-        "10.244.0.0/24",
+        "10.244.0.0/20",
         "eth0",
         "--exclude 10.244.0.128/25",
         "--prefer-cluster 10.244.0.128/25",

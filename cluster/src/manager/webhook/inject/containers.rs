@@ -30,7 +30,7 @@ pub struct Blueprint<'a> {
 impl Blueprint<'_> {
     /// The sidecar. It is there before any other container starts, and when the last has ended.
     #[must_use]
-    pub fn agent(&self, pod: &PodSpec) -> Value {
+    pub fn agent(&self, pod: &PodSpec, stand_ins: &StandIns) -> Value {
         let (mut env, mut env_from) = (Vec::new(), Vec::new());
         for (number, container) in pod.containers.iter().enumerate() {
             let (variables, sources) = environment::copies(number, container);
@@ -44,6 +44,7 @@ impl Blueprint<'_> {
             variable(AGENT_ENTRY, &self.entry()),
             variable(APP_CONTAINERS, &names.join(",")),
         ]);
+        env.extend(probes(stand_ins));
         let mut agent = json!({
             "name": AGENT,
             "image": self.settings.image,
@@ -85,11 +86,8 @@ impl Blueprint<'_> {
     /// What sets the redirect up, and ends.
     #[must_use]
     pub fn redirect(&self, stand_ins: &StandIns) -> Value {
-        let probes: Vec<_> = stand_ins.iter().map(|(port, stand_in)| format!("{stand_in}:{port}")).collect();
         let mut env = vec![variable(AGENT_ENTRY, &self.entry())];
-        if !probes.is_empty() {
-            env.push(variable(PROBES, &probes.join(",")));
-        }
+        env.extend(probes(stand_ins));
         json!({
             "name": INIT,
             "image": self.settings.image,
@@ -122,6 +120,12 @@ impl Blueprint<'_> {
 pub fn token_volume() -> Value {
     let token = json!({ "audience": AUDIENCE, "expirationSeconds": TOKEN_SECONDS, "path": TOKEN_FILE });
     json!({ "name": TOKEN_VOLUME, "projected": { "sources": [{ "serviceAccountToken": token }] } })
+}
+
+/// Tells which ports stand in for probed ones, if any do.
+fn probes(stand_ins: &StandIns) -> Option<Value> {
+    let pairs: Vec<_> = stand_ins.iter().map(|(port, stand_in)| format!("{stand_in}:{port}")).collect();
+    (!pairs.is_empty()).then(|| variable(PROBES, &pairs.join(",")))
 }
 
 fn variable(name: &str, value: &str) -> Value {

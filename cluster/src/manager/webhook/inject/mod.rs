@@ -152,8 +152,10 @@ impl Candidate {
         let resources = resources::fit(&self.spec, &around.limit_ranges, &around.quotas)?;
         let (mut patch, entry, stand_ins) = self.entry(around)?;
         let blueprint = Blueprint { settings, manager, entry: &entry, resources: &resources };
-        let mut added = vec![blueprint.agent(&self.spec)];
-        added.extend(stand_ins.map(|stand_ins| blueprint.redirect(&stand_ins)));
+        let mut added = vec![blueprint.agent(&self.spec, &stand_ins)];
+        if entry == Entry::Redirect {
+            added.push(blueprint.redirect(&stand_ins));
+        }
         // Each goes to the front, so the redirect is set up first, and the agent there before any other container.
         let paths = &self.json["spec"];
         prepend(&mut patch, paths, "initContainers", added);
@@ -189,17 +191,17 @@ impl Candidate {
     }
 
     /// How traffic will come to the agent, and what the app's containers need for that.
-    fn entry(&self, around: &Surroundings) -> Result<(Patch, Entry, Option<StandIns>), String> {
+    fn entry(&self, around: &Surroundings) -> Result<(Patch, Entry, StandIns), String> {
         let Some(unredirected) = &self.unredirected else {
             let (patch, stand_ins) = probes::redirect(&self.json)?;
-            return Ok((patch, Entry::Redirect, Some(stand_ins)));
+            return Ok((patch, Entry::Redirect, stand_ins));
         };
         let ways = Ways { labels: &self.labels, services: &around.services, policies: &around.policies };
         let (names, ports) = ports::take(&self.spec, ways).map_err(|why| format!("{unredirected}: {why}"))?;
         // Before their names are gone.
         let mut patch = probes::by_number(&self.json);
         patch.extend(names);
-        Ok((patch, Entry::Ports { ports }, None))
+        Ok((patch, Entry::Ports { ports }, StandIns::new()))
     }
 
     fn annotate(&self, patch: &mut Patch, annotations: &[(&str, &str)]) {

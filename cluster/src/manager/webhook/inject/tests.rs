@@ -132,6 +132,7 @@ fn an_intercepted_workloads_pod_gets_an_agent_in_front() {
         .collect();
     assert_eq!(env["TPD_APP_0_A"], "1");
     assert_eq!(env["TPD_CONTAINERS"], "app,side");
+    assert_eq!(env["TPD_PROBES"], "19950:8080,19951:9090,19952:15021");
     assert_eq!(env["TPD_MANAGER"], "10.96.0.7:8443");
     assert_eq!(env["TPD_ENTRY"], r#"{"type":"redirect"}"#);
     assert_eq!(result["metadata"]["annotations"][ENTRY], r#"{"type":"redirect"}"#);
