@@ -184,6 +184,12 @@ impl Lab {
         bail!("{program} failed ({}): {} {}", output.status, first_line(&complaint), first_line(&printed))
     }
 
+    /// Runs a hidden command of this program.
+    pub(crate) async fn run_self(&self, limit: Duration, place: Place, arguments: &[&str]) -> Result<String> {
+        let program = std::env::current_exe()?.display().to_string();
+        self.run_for(limit, place, &program, arguments).await
+    }
+
     /// kubectl as the administrator.
     pub(crate) async fn admin(&self, arguments: &[&str]) -> Result<String> {
         let kubeconfig = self.kubeconfig("admin");

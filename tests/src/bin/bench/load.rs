@@ -11,6 +11,7 @@ use serde_json::json;
 use tokio::time::{sleep, timeout};
 
 use crate::lab::{Lab, Place};
+use crate::paced::Paced;
 
 /// What a load may take longer than it was told to, before it is ended.
 const GRACE: Duration = Duration::from_secs(10);
@@ -109,10 +110,8 @@ impl Sum {
 /// One TCP stream up to the sink, for so many seconds, counted by the sender: a few MB of it may still be in buffers. The
 /// sink hashes what it reads, which costs about as much processor time as reading it. For those whom iperf3 cannot measure.
 pub(crate) async fn fill(lab: &Lab, place: Place, sink: SocketAddr, seconds: u64) -> Result<Transfer> {
-    let program = std::env::current_exe()?.display().to_string();
-    let limit = Duration::from_secs(seconds) + GRACE;
-    let printed =
-        lab.run_for(limit, place, &program, &["fill", &sink.to_string(), &seconds.to_string()]).await?;
+    let arguments = ["fill", &sink.to_string(), &seconds.to_string()];
+    let printed = lab.run_self(Duration::from_secs(seconds) + GRACE, place, &arguments).await?;
     serde_json::from_str::<Sum>(&printed).map(Sum::transfer).with_context(|| format!("it said {printed}"))
 }
 
@@ -170,35 +169,45 @@ pub(crate) async fn requests(
     Ok((rate, wrk_failures(&printed)))
 }
 
+/// HTTP at an even rate over as many connections: so many requests in a second.
+pub(crate) async fn paced(
+    lab: &Lab,
+    place: Place,
+    server: SocketAddr,
+    rate: f64,
+    seconds: u64,
+) -> Result<Paced> {
+    let arguments = ["paced", &server.to_string(), &rate.to_string(), &seconds.to_string()];
+    let printed = lab.run_self(Duration::from_secs(seconds) + GRACE, place, &arguments).await?;
+    serde_json::from_str(&printed).with_context(|| format!("it said {printed}"))
+}
+
 /// What `tpd-echo load` says of the requests it made.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Answered {
     pub(crate) requests: u64,
-    pub(crate) failed: u64,
+    failed: u64,
     /// Who answered how many.
     pub(crate) unmarked: BTreeMap<String, u64>,
     pub(crate) p50_micros: f64,
-    pub(crate) p99_micros: f64,
-    pub(crate) per_second: f64,
 }
 
-/// HTTP over connections that stay open, each with one request at a time: so many in a second, or as many as there can be.
-pub(crate) async fn ask(
+/// HTTP over one connection that stays open, one request at a time. All were answered, and well.
+pub(crate) async fn one_by_one(
     lab: &Lab,
     place: Place,
     server: SocketAddr,
-    connections: u32,
-    rate: Option<f64>,
     seconds: u64,
 ) -> Result<Answered> {
     let limit = Duration::from_secs(seconds) + GRACE;
-    let (connections, seconds) = (connections.to_string(), seconds.to_string());
-    let (rate, url) = (rate.unwrap_or_default().to_string(), format!("http://{server}/"));
-    let arguments = ["load", "-connections", &connections, "-seconds", &seconds, "-rate", &rate, &url];
+    let (seconds, url) = (seconds.to_string(), format!("http://{server}/"));
+    let arguments = ["load", "-connections", "1", "-seconds", &seconds, &url];
     let printed = lab.run_for(limit, place, "tpd-echo", &arguments).await?;
     let answered: Answered = serde_json::from_str(&printed).context("tpd-echo said something else")?;
     ensure!(answered.requests > 0, "tpd-echo made no request");
+    // The load does not fail; it says so here where requests did.
+    ensure!(answered.failed == 0, "{} of {} requests failed", answered.failed, answered.requests);
     Ok(answered)
 }
 

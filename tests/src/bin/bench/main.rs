@@ -7,6 +7,7 @@ mod lab;
 mod load;
 mod memory;
 mod metric;
+mod paced;
 mod report;
 mod results;
 mod target;
@@ -67,6 +68,9 @@ enum Command {
     /// Sends for so many seconds
     #[command(hide = true)]
     Fill { sink: SocketAddr, seconds: u64 },
+    /// Makes so many HTTP requests in a second
+    #[command(hide = true)]
+    Paced { server: SocketAddr, rate: f64, seconds: u64 },
 }
 
 fn word_of(given: &str) -> Result<&'static str> {
@@ -109,6 +113,7 @@ async fn main() -> Result<()> {
     match arguments.command {
         Some(Command::Hold { server, count, http }) => return memory::hold(server, count, http),
         Some(Command::Fill { sink, seconds }) => return load::fill_here(sink, seconds),
+        Some(Command::Paced { server, rate, seconds }) => return paced::ask_here(server, rate, seconds),
         None => {}
     }
     let repository = arguments.repository.canonicalize()?;

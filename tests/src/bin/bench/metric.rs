@@ -20,7 +20,6 @@ pub(crate) enum Metric {
     Connections,
     Requests,
     /// What follows is of requests from within the cluster, with and without agent and intercept.
-    Saturation,
     FixedP50,
     FixedP99,
     AgentCpu,
@@ -30,7 +29,7 @@ pub(crate) enum Metric {
 }
 
 impl Metric {
-    pub(crate) const ALL: [Self; 16] = [
+    pub(crate) const ALL: [Self; 15] = [
         Self::Down,
         Self::Up,
         Self::CpuDown,
@@ -40,7 +39,6 @@ impl Metric {
         Self::Connections,
         Self::Requests,
         Self::Ready,
-        Self::Saturation,
         Self::FixedP50,
         Self::FixedP99,
         Self::AgentCpu,
@@ -60,7 +58,6 @@ impl Metric {
             Self::RoundTripP99 => "64 bytes there and back on one connection, 99th percentile",
             Self::Connections => "connections one after another, a round trip on each",
             Self::Requests => "HTTP requests on 32 connections (wrk)",
-            Self::Saturation => "in the cluster: requests on 32 connections, as many as tpd-echo can make",
             Self::FixedP50 => {
                 "in the cluster: requests at half of what the agent can make under a filter, median"
             }
@@ -84,7 +81,6 @@ impl Metric {
             Self::RoundTripP99 => "roundTripP99",
             Self::Connections => "connections",
             Self::Requests => "requests",
-            Self::Saturation => "clusterSaturation",
             Self::FixedP50 => "clusterFixedRateP50",
             Self::FixedP99 => "clusterFixedRateP99",
             Self::AgentCpu => "clusterAgentProcessor",
@@ -101,7 +97,7 @@ impl Metric {
             Self::CpuDown | Self::CpuUp => "s/GB",
             Self::RoundTripP50 | Self::RoundTripP99 | Self::FixedP50 | Self::FixedP99 | Self::OneP50 => "us",
             Self::AgentCpu | Self::AllCpu => "us/request",
-            Self::Connections | Self::Requests | Self::Saturation | Self::ClusterRequests => "/s",
+            Self::Connections | Self::Requests | Self::ClusterRequests => "/s",
         }
     }
 

@@ -8,18 +8,15 @@ use super::Case;
 use crate::contender::{self, Contender, Running};
 use crate::cpu::{Involved, Meter};
 use crate::lab::Lab;
-use crate::load::{self, Answered};
+use crate::load;
 use crate::metric::{Amount, Figure, Metric, Outcome, figure};
 use crate::results::Results;
-
-/// As many as the peer was measured with.
-const CONNECTIONS: u32 = 32;
 
 /// Below this share of the rate that was asked for, the latencies are those of something that is saturated.
 const KEPT_UP: f64 = 0.97;
 
-/// Puts every load on a case, one at a time. Saturation is found once, in the first round; the rate at which latencies are compared
-/// is half of that of the agent whose filter passes everything, the first case: whatever is slower would be saturated itself.
+/// Puts every load on a case, one at a time. The rate at which latencies are compared is half of what wrk got, in the first
+/// round, from the agent whose filter passes everything, the first case: whatever is slower would be saturated itself.
 pub(crate) async fn measure(
     lab: &Lab,
     case: Case,
@@ -27,15 +24,12 @@ pub(crate) async fn measure(
     amount: Amount,
     results: &Results,
 ) -> Vec<Outcome> {
+    let mut requests = requests(lab, running, amount).await;
     let mut outcomes = Vec::new();
     if !case.is_intercepted() {
-        let mut most = results.first(Contender::Intercept(Case::Passing), Metric::Saturation);
-        if results.first(Contender::Intercept(case), Metric::Saturation).is_none() {
-            let found = saturation(lab, running, amount).await;
-            if case == Case::Passing {
-                most = found.as_ref().ok().map(|figures| figures[0].value);
-            }
-            outcomes.push((Metric::Saturation, found));
+        let mut most = results.first(Contender::Intercept(Case::Passing), Metric::ClusterRequests);
+        if case == Case::Passing && most.is_none() {
+            most = requests.as_ref().ok().map(|figures| figures[0].value);
         }
         let fixed = match most {
             Some(most) => fixed_rate(lab, case, running, amount, most / 2.0).await,
@@ -43,7 +37,6 @@ pub(crate) async fn measure(
         };
         outcomes.push((Metric::FixedP50, fixed));
     }
-    let mut requests = requests(lab, running, amount).await;
     let one = one_connection(lab, case, running, amount).await;
     if case.is_intercepted() {
         requests = match requests {
@@ -53,12 +46,6 @@ pub(crate) async fn measure(
     }
     outcomes.extend([(Metric::ClusterRequests, requests), (Metric::OneP50, one)]);
     outcomes
-}
-
-async fn saturation(lab: &Lab, running: &Running, amount: Amount) -> Result<Vec<Figure>> {
-    let meter = Meter::start(&running.involved)?;
-    let answered = ask(lab, running, amount, CONNECTIONS, None).await?;
-    Ok(vec![figure(Metric::Saturation, answered.per_second, meter.stop()?)])
 }
 
 async fn fixed_rate(
@@ -71,15 +58,15 @@ async fn fixed_rate(
     let processes = super::proxies(lab, case).await?;
     let proxy = Involved { processes, components: &[], node: lab.node };
     let meter = Meter::start(&proxy)?;
-    let answered = ask(lab, running, amount, CONNECTIONS, Some(rate)).await?;
+    let paced = load::paced(lab, running.place, running.servers.web, rate, amount.seconds).await?;
     let spent = meter.stop()?;
-    let micros_each = |time: Duration| time.as_secs_f64() * 1e6 / answered.requests as f64;
-    let mut median = figure(Metric::FixedP50, answered.p50_micros, spent);
-    median.remark = (answered.per_second < KEPT_UP * rate)
-        .then(|| format!("{:.0} requests/s were asked for, and {:.0} made", rate, answered.per_second));
+    let micros_each = |time: Duration| time.as_secs_f64() * 1e6 / f64::from(paced.requests);
+    let mut median = figure(Metric::FixedP50, paced.p50_micros, spent);
+    median.remark = (paced.per_second < KEPT_UP * rate)
+        .then(|| format!("{rate:.0} requests/s were asked for, and {:.0} made", paced.per_second));
     let mut figures = vec![
         median,
-        figure(Metric::FixedP99, answered.p99_micros, spent),
+        figure(Metric::FixedP99, paced.p99_micros, spent),
         figure(Metric::AllCpu, micros_each(spent.everything), spent),
     ];
     if case != Case::NoAgent {
@@ -98,26 +85,12 @@ async fn requests(lab: &Lab, running: &Running, amount: Amount) -> Result<Vec<Fi
 
 async fn one_connection(lab: &Lab, case: Case, running: &Running, amount: Amount) -> Result<Vec<Figure>> {
     let meter = Meter::start(&running.involved)?;
-    let answered = ask(lab, running, amount, 1, None).await?;
+    let answered = load::one_by_one(lab, running.place, running.servers.web, amount.seconds).await?;
     let spent = meter.stop()?;
     let by_laptop = answered.unmarked.get("laptop").copied().unwrap_or_default();
     let expected = if case.is_intercepted() { answered.requests } else { 0 };
     ensure!(by_laptop == expected, "the laptop answered {by_laptop} of {} requests", answered.requests);
     Ok(vec![figure(Metric::OneP50, answered.p50_micros, spent)])
-}
-
-/// The loads do not fail; they say so here where they did.
-async fn ask(
-    lab: &Lab,
-    running: &Running,
-    amount: Amount,
-    connections: u32,
-    rate: Option<f64>,
-) -> Result<Answered> {
-    let answered =
-        load::ask(lab, running.place, running.servers.web, connections, rate, amount.seconds).await?;
-    ensure!(answered.failed == 0, "{} of {} requests failed", answered.failed, answered.requests);
-    Ok(answered)
 }
 
 /// Requests that the app answered in the laptop's place would flatter the figures. While the load after theirs was on, the

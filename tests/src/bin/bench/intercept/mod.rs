@@ -1,10 +1,10 @@
 //! Requests from the node to a workload in the namespace `store`: what an agent adds, and what an intercept carries.
 //!
 //! ```text
-//! wrk, tpd-echo (node) ── Service ──┬── bench-plain: nginx
-//!                                   ├── bench-haproxy: HAProxy ── nginx
-//!                                   └── bench-web: agent ─┬─ nginx
-//!                                                         └─ manager ── tpd ── nginx (laptop, 127.0.0.1:9090)
+//! wrk, bench, tpd-echo (node) ── Service ──┬── bench-plain: nginx
+//!                                          ├── bench-haproxy: HAProxy ── nginx
+//!                                          └── bench-web: agent ─┬─ nginx
+//!                                                                └─ manager ── tpd ── nginx (laptop, 127.0.0.1:9090)
 //! ```
 
 mod measure;
