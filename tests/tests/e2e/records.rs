@@ -8,7 +8,7 @@ use tpd_tests::{Record, Stamp, is_laptop, is_pod};
 const RECORD: &str = r#"{ "requests": 8, "failed": 1,
     "failures": [{ "began": 1090, "ended": 1110, "kind": "reset", "error": "connection reset by peer" }],
     "unmarked": { "web-1": 2, "web-2": 1, "laptop": 3 }, "marked": { "laptop": 1 },
-    "p50Micros": 400, "p99Micros": 900, "maxMicros": 1000, "perSecond": 40.0,
+    "p50Micros": 400, "maxMicros": 1000,
     "timeline": [
         { "at": 1000, "served": { "web-1": 2 }, "failed": 0 },
         { "at": 1100, "served": { "web-2": 1, "laptop": 1 }, "failed": 0 },

@@ -60,7 +60,7 @@ func load(args []string) error {
 		group.Go(worker.run)
 	}
 	group.Wait()
-	writeJSON(os.Stdout, merge(records, began).summary())
+	writeJSON(os.Stdout, merge(records).summary())
 	return nil
 }
 

@@ -47,9 +47,7 @@ type summary struct {
 	Unmarked  map[string]int64 `json:"unmarked"`
 	Marked    map[string]int64 `json:"marked"`
 	P50Micros int64            `json:"p50Micros"`
-	P99Micros int64            `json:"p99Micros"`
 	MaxMicros int64            `json:"maxMicros"`
-	PerSecond float64          `json:"perSecond"`
 	Timeline  []*moment        `json:"timeline"`
 }
 
@@ -84,7 +82,7 @@ func (r *record) moment(at int64) *moment {
 	return r.buckets[at]
 }
 
-func merge(records []*record, began time.Time) *whole {
+func merge(records []*record) *record {
 	all := newRecord()
 	for _, one := range records {
 		all.requests += one.requests
@@ -99,7 +97,7 @@ func merge(records []*record, began time.Time) *whole {
 			sum(into.Served, moment.Served)
 		}
 	}
-	return &whole{all, time.Since(began)}
+	return all
 }
 
 func sum(into, from map[string]int64) {
@@ -108,27 +106,20 @@ func sum(into, from map[string]int64) {
 	}
 }
 
-// The record of a whole load.
-type whole struct {
-	*record
-	took time.Duration
-}
-
-func (w *whole) summary() summary {
-	slices.Sort(w.times)
-	slices.SortFunc(w.failures, func(a, b failure) int { return int(a.Ended - b.Ended) })
+func (r *record) summary() summary {
+	slices.Sort(r.times)
+	slices.SortFunc(r.failures, func(a, b failure) int { return int(a.Ended - b.Ended) })
 	told := summary{
-		Requests: w.requests, Failed: w.failed, Failures: append([]failure{}, w.failures[:min(len(w.failures), maxFailures)]...),
-		Unmarked: w.unmarked, Marked: w.marked,
-		PerSecond: float64(w.requests) / w.took.Seconds(), Timeline: []*moment{},
+		Requests: r.requests, Failed: r.failed, Failures: append([]failure{}, r.failures[:min(len(r.failures), maxFailures)]...),
+		Unmarked: r.unmarked, Marked: r.marked,
+		Timeline: []*moment{},
 	}
-	if count := len(w.times); count > 0 {
-		told.P50Micros = w.times[count/2].Microseconds()
-		told.P99Micros = w.times[count*99/100].Microseconds()
-		told.MaxMicros = w.times[count-1].Microseconds()
+	if count := len(r.times); count > 0 {
+		told.P50Micros = r.times[count/2].Microseconds()
+		told.MaxMicros = r.times[count-1].Microseconds()
 	}
-	for _, at := range slices.Sorted(maps.Keys(w.buckets)) {
-		told.Timeline = append(told.Timeline, w.buckets[at])
+	for _, at := range slices.Sorted(maps.Keys(r.buckets)) {
+		told.Timeline = append(told.Timeline, r.buckets[at])
 	}
 	return told
 }

@@ -56,23 +56,14 @@ func latest(a, b time.Time) time.Time {
 	return b
 }
 
-// coarse is how late the runtime's timers are on an idle machine, whose poller counts milliseconds.
-const coarse = time.Millisecond
-
-// await waits for the time, and is false if the load ends before. The last millisecond is slept in the kernel: with the
-// runtime's timers alone, a load of thousands of requests a second would come in bursts.
+// await waits for the time, and is false if the load ends before.
 func (w *worker) await(next time.Time) bool {
 	select {
 	case <-w.stop:
 		return false
-	case <-time.After(time.Until(next) - coarse):
+	case <-time.After(time.Until(next)):
+		return true
 	}
-	if rest := time.Until(next); rest > 0 {
-		wait := syscall.NsecToTimespec(rest.Nanoseconds())
-		// Woken by a signal it makes its request a little early.
-		_ = syscall.Nanosleep(&wait, nil)
-	}
-	return true
 }
 
 // request makes one request and says who answered it.
