@@ -46,7 +46,8 @@ pub(crate) struct Meter<'a> {
 struct Reading {
     involved: Duration,
     load: Duration,
-    busy: Duration,
+    idle: Duration,
+    processors: u32,
 }
 
 impl<'a> Meter<'a> {
@@ -57,21 +58,22 @@ impl<'a> Meter<'a> {
 
     /// What was spent since the start.
     pub(crate) fn stop(&self) -> Result<Spent> {
+        let elapsed = self.at.elapsed();
         let now = Reading::take(self.involved)?;
         let involved = now.involved.saturating_sub(self.reading.involved);
         let ours = involved + now.load.saturating_sub(self.reading.load);
-        let everything = now.busy.saturating_sub(self.reading.busy);
+        let (idle, available) = (now.idle.saturating_sub(self.reading.idle), elapsed * now.processors);
+        let everything = available.saturating_sub(idle);
         let others = everything.saturating_sub(ours);
-        let processors = std::thread::available_parallelism()?.get() as f64;
-        let background_percent =
-            100.0 * others.as_secs_f64() / (self.at.elapsed().as_secs_f64() * processors);
+        let background_percent = 100.0 * others.as_secs_f64() / available.as_secs_f64();
         Ok(Spent { involved, everything, background_percent })
     }
 }
 
 impl Reading {
     fn take(involved: &Involved) -> Result<Self> {
-        let mut reading = Self { involved: Duration::ZERO, load: Duration::ZERO, busy: busy()? };
+        let (idle, processors) = idle()?;
+        let mut reading = Self { involved: Duration::ZERO, load: Duration::ZERO, idle, processors };
         let processes = processes();
         for (pid, process) in &processes {
             let runs_there = |names: &[&str]| {
@@ -136,18 +138,20 @@ fn parse_process(stat: &str) -> Option<Process> {
     })
 }
 
-/// Time that no processor was idle in, and time that the host gave to others.
-fn busy() -> Result<Duration> {
+/// Time that processors were idle in, all together, and how many there are. What is left was spent, or the host gave it to
+/// others. Many kernels only sample at each tick what it was spent on, and a load at even intervals may never meet one.
+fn idle() -> Result<(Duration, u32)> {
     let stat = fs::read_to_string("/proc/stat").context("cannot read /proc/stat")?;
-    parse_busy(&stat).context("/proc/stat has another form than expected")
+    parse_idle(&stat).context("/proc/stat has another form than expected")
 }
 
-fn parse_busy(stat: &str) -> Option<Duration> {
+fn parse_idle(stat: &str) -> Option<(Duration, u32)> {
+    let mut lines = stat.lines();
+    // After the name: user, nice, system, idle, iowait.
     let columns: Vec<u64> =
-        stat.lines().next()?.split_whitespace().skip(1).map_while(|column| column.parse().ok()).collect();
-    // user, nice, system, idle, iowait, irq, softirq, steal.
-    let [user, nice, system, _, _, irq, softirq, steal] = *columns.first_chunk()?;
-    Some(ticks(user + nice + system + irq + softirq + steal))
+        lines.next()?.split_whitespace().skip(1).map_while(|column| column.parse().ok()).collect();
+    let processors = lines.take_while(|line| line.starts_with("cpu")).count();
+    Some((ticks(columns.get(3)? + columns.get(4)?), u32::try_from(processors).ok()?))
 }
 
 fn ticks(count: u64) -> Duration {
@@ -178,8 +182,9 @@ mod tests {
     }
 
     #[test]
-    fn idle_and_waiting_are_not_busy() {
-        let stat = "cpu  1 2 3 1000 1000 4 5 6 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n";
-        assert_eq!(parse_busy(stat), Some(Duration::from_millis(210)));
+    fn a_processor_that_waits_for_a_disk_is_idle() {
+        let stat =
+            "cpu  1 2 3 40 50 4 5 6 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\ncpu1 0 1 2 39 49 3 4 5 0 0\nintr 1\n";
+        assert_eq!(parse_idle(stat), Some((Duration::from_millis(900), 2)));
     }
 }
