@@ -255,8 +255,8 @@ impl Duty {
 }
 
 /// What the developer reads where the init container could not do its work.
-const NOT_REDIRECTED: &str =
-    "the kernel does not lead traffic to the agent: see the log of the pod's init container tpd-redirect";
+const NOT_REDIRECTED: &str = "the kernel does not lead traffic to this pod's agent, as where the container runtime has no nftables: \
+                              see the log of its init container tpd-redirect";
 
 /// Whether nothing more can be waited for: each intercept works, or it is known why not.
 #[must_use]
