@@ -232,7 +232,7 @@ impl Cluster {
         });
     }
 
-    /// Puts back what a failed test may have left: a stopped component, fewer managers, blocked traffic.
+    /// Puts back what a failed test may have left: a stopped component, no managers or fewer, blocked traffic, a drained node.
     pub fn heal(&self) {
         if self.state("node/stopped/kube-apiserver").exists() {
             self.start_api_server();
@@ -240,6 +240,12 @@ impl Cluster {
         let _ = self.wan(
             "for t in $(nft list tables | awk '/tpd-test-/ { print $3 }'); do nft delete table inet $t; done",
         );
+        if self.object("node node")["spec"]["unschedulable"] == true {
+            self.kubectl("uncordon node").ok();
+        }
+        if self.kubectl(&format!("get namespace {MANAGER_NAMESPACE}")).code != Some(0) {
+            self.machine("tests/kubernetes/cluster install").limit(Duration::from_secs(180)).run().ok();
+        }
         let set = self.object(&format!("statefulset tpd-manager -n {MANAGER_NAMESPACE}"));
         if set["spec"]["replicas"] != REPLICAS || set["status"]["readyReplicas"] != REPLICAS {
             self.scale(REPLICAS);

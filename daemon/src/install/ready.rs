@@ -6,10 +6,12 @@ use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ContainerStatus, Event, Pod};
 use kube::Api;
-use kube::api::ListParams;
-use tokio::time::{Instant, sleep};
+use kube::api::{ListParams, PostParams};
+use serde_json::json;
+use tokio::time::{Instant, sleep, timeout};
 use tpd_api::MANAGER;
 use tpd_api::exit::ExitCode;
+use tpd_api::inject::{ENABLED, ENTRY, INJECT, NOT_INJECTED};
 use tpd_api::install::WEBHOOKS;
 
 use super::Site;
@@ -25,6 +27,10 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A trouble that lasts this long does not go away by itself; a registry that hiccups does.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long it is tried to see the webhook at work. API server and kube-proxy learn of a new one within two seconds; where another
+/// webhook, or a label, keeps agents out of what is tried, nobody can see it.
+const TRIAL: Duration = Duration::from_secs(5);
 
 /// How things stand.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,10 +52,13 @@ struct Trouble {
 /// Waits until every replica of this version is ready.
 pub(crate) async fn wait(site: &Site, limit: Duration, progress: &mut Progress) -> Result<(), Failure> {
     let deadline = Instant::now() + limit;
-    let mut trouble_since = None;
+    let (mut trouble_since, mut ready_since) = (None, None);
     loop {
         let (stage, said) = match look(site).await? {
-            Stage::Ready => return Ok(()),
+            Stage::Ready if is_tried(site, *ready_since.get_or_insert_with(Instant::now)).await => {
+                return Ok(());
+            }
+            Stage::Ready => (None, "waiting: for the API server to reach the managers' webhooks".to_owned()),
             Stage::Waiting(what) => {
                 trouble_since = None;
                 (None, format!("waiting: {what}"))
@@ -122,6 +131,31 @@ fn registered(configuration: &MutatingWebhookConfiguration) -> Stage {
         return Stage::Waiting("for the managers to register their webhooks".into());
     }
     Stage::Ready
+}
+
+/// Whether the webhook was seen at work, on a pod that is not stored, or that was tried for long enough. What the API server cannot
+/// call yet, it leaves out, and the first pods after an installation would start without agents.
+async fn is_tried(site: &Site, since: Instant) -> bool {
+    let pods: Api<Pod> = Api::namespaced(site.client.clone(), "default");
+    let trial = json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": { "generateName": "tpd-trial-", "labels": { INJECT: ENABLED } },
+        "spec": { "containers": [{ "name": "trial", "image": "trial" }] },
+    });
+    let Ok(trial) = serde_json::from_value(trial) else { return true };
+    let how = PostParams { dry_run: true, field_manager: None };
+    match timeout(CALL_TIMEOUT, pods.create(&how, &trial)).await {
+        Ok(Ok(pod)) => is_judged(&pod) || since.elapsed() > TRIAL,
+        // A quota, a policy, or no right to make pods: that says nothing of ours.
+        Ok(Err(_)) | Err(_) => true,
+    }
+}
+
+/// Whether the webhook has said yes or no to it.
+fn is_judged(pod: &Pod) -> bool {
+    let annotations = pod.metadata.annotations.as_ref();
+    annotations.is_some_and(|map| [ENTRY, NOT_INJECTED].iter().any(|name| map.contains_key(*name)))
 }
 
 /// The StatefulSet makes no pods: a quota or an admission rule refuses them, and only an event tells.
@@ -211,6 +245,17 @@ mod tests {
         };
         assert_eq!(registered(&configuration(json!({ "caBundle": "Y2E=" }))), Stage::Ready);
         assert!(matches!(registered(&configuration(json!({}))), Stage::Waiting(_)));
+    }
+
+    #[test]
+    fn a_webhook_that_says_no_is_at_work_too() {
+        let pod = |annotations: serde_json::Value| -> Pod {
+            from_value(json!({ "metadata": { "annotations": annotations } })).unwrap()
+        };
+        assert!(
+            is_judged(&pod(json!({ ENTRY: "{}" }))) && is_judged(&pod(json!({ NOT_INJECTED: "no room" })))
+        );
+        assert!(!is_judged(&pod(json!({ "other": "" }))));
     }
 
     #[test]

@@ -193,7 +193,7 @@ fn a_pod_whose_kernel_has_no_nftables_lives_and_the_developer_is_told() {
     assert!(is_pod(&answered_by(&laptop, &sandboxed.url(), "")), "the laptop answers without a redirect");
     let _ = laptop.run("tpd leave --all");
     run.exits(ExitCode::Timeout)
-        .says(&["does not lead traffic to the agent", "tpd-redirect", "nftables"])
+        .says(&["does not lead traffic to this pod's agent", "tpd-redirect", "nftables"])
         .within(Duration::from_secs(20));
 }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tpd_api::exit::ExitCode;
+use tpd_api::inject::ENTRY;
 use tpd_tests::{Cluster, Laptop, Local, Run, pause, until};
 
 use crate::store::{ALL, LOCAL, answered_by, connected, intercepted, web};
@@ -11,9 +12,14 @@ use crate::store::{ALL, LOCAL, answered_by, connected, intercepted, web};
 /// What the tests' cluster was installed with.
 const FLAGS: &str = "--image tpd/manager:0.1.0 --developers-group tpd-developers";
 
+/// A pod that is to have an agent.
+const NEWCOMER: &str = r#"{ "apiVersion": "v1", "kind": "Pod",
+    "metadata": { "name": "newcomer", "labels": { "tpd.dev/inject": "enabled" } },
+    "spec": { "containers": [{ "name": "app", "image": "tpd-test/echo:1" }] } }"#;
+
 fn administrator(laptop: &Laptop, command: &str) -> Run {
     let kubeconfig = laptop.cluster.kubeconfig("admin");
-    laptop.script(&format!("KUBECONFIG={kubeconfig} {command}")).limit(Duration::from_secs(120)).run()
+    laptop.script(&format!("export KUBECONFIG={kubeconfig}; {command}")).limit(Duration::from_secs(120)).run()
 }
 
 /// What identifies the installation: its key, its pods, its generation.
@@ -68,7 +74,9 @@ fn nothing_is_left_after_uninstalling_and_it_can_be_installed_again() {
     administrator(&laptop, "tpd uninstall --yes").ok();
     administrator(&laptop, "tpd up").exits(ExitCode::NotInstalled).says(&["tpd install"]);
 
-    administrator(&laptop, &format!("tpd install {FLAGS}")).ok().says(&["installed"]);
+    let create = "kubectl -n store create --dry-run=server -o yaml -f -";
+    let run = administrator(&laptop, &format!("tpd install {FLAGS} && echo '{NEWCOMER}' | {create}"));
+    run.ok().says(&["installed", ENTRY]);
     let connection = laptop.up("--namespace shop");
     laptop.run("curl -sS --max-time 2 http://web").ok();
     connection.down();
