@@ -12,7 +12,8 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::config::{AuthInfo, ExecConfig};
 use serde::Deserialize;
 use serde_json::json;
-use tokio::process::Command;
+use tokio::process::{Child, Command};
+use tokio::runtime::Handle;
 use tokio::time::timeout;
 use tpd_api::exit::ExitCode;
 
@@ -90,9 +91,10 @@ impl Credential {
 impl Plugin {
     pub(crate) async fn run(&self) -> Result<Credential, Failure> {
         let name = self.exec.command.as_deref().unwrap_or_default();
-        let output = match timeout(PLUGIN_TIMEOUT, self.command(name).output()).await {
+        let plugin = self.start(name).map_err(|error| self.cannot_start(name, &error))?;
+        let output = match timeout(PLUGIN_TIMEOUT, plugin.wait_with_output()).await {
             Ok(Ok(output)) => output,
-            Ok(Err(error)) => return Err(self.cannot_start(name, &error)),
+            Ok(Err(error)) => return Err(self.failed(name, &error.to_string(), "")),
             Err(_) => return Err(self.failed(name, "it did not end within 60 s", "")),
         };
         if !output.status.success() {
@@ -104,6 +106,16 @@ impl Plugin {
             })?
             .status
             .ok_or_else(|| self.failed(name, "its ExecCredential has no status", &said(&output)))
+    }
+
+    /// As the person: a process has the rights of the thread that starts it, and those of all the person's groups.
+    fn start(&self, name: &str) -> io::Result<Child> {
+        let runtime = Handle::current();
+        let start = || {
+            let _within = runtime.enter();
+            self.command(name).spawn()
+        };
+        self.invoker.act(start).flatten()
     }
 
     fn command(&self, name: &str) -> Command {
@@ -118,6 +130,8 @@ impl Plugin {
                 Path::new("/")
             })
             .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .kill_on_drop(true);
         for variable in self.exec.env.iter().flatten() {
             if let (Some(name), Some(value)) = (variable.get("name"), variable.get("value")) {
@@ -125,10 +139,6 @@ impl Plugin {
             }
         }
         command.env("KUBERNETES_EXEC_INFO", self.request());
-        if self.invoker.is_under_root() {
-            // As root, setting the uid also drops root's supplementary groups.
-            command.uid(self.invoker.uid).gid(self.invoker.gid);
-        }
         command
     }
 

@@ -3,7 +3,7 @@
 use std::{fs, path::Path, time::Duration};
 
 use tokio::time::timeout;
-use zbus::{Connection, fdo::PeerProxy};
+use zbus::{Connection, connection::Builder, fdo::PeerProxy};
 
 use super::{
     Files,
@@ -15,6 +15,9 @@ use super::{
 const STUBS: [&str; 2] = ["127.0.0.53", "127.0.0.54"];
 /// resolved is started by the bus when it is asked for the first time.
 const START: Duration = Duration::from_secs(2);
+
+/// Time for any later call: resolved answers within milliseconds, and a command must not hang with it.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A connection to resolved if it is in use and answers.
 pub(super) async fn resolved_in_use(files: &Files) -> Option<Connection> {
@@ -35,7 +38,7 @@ pub(super) async fn resolved_in_use(files: &Files) -> Option<Connection> {
 }
 
 async fn connect() -> zbus::Result<Connection> {
-    let connection = Connection::system().await?;
+    let connection = Builder::system().method_timeout(PATIENCE).build().await?;
     PeerProxy::builder(&connection).destination(SERVICE).path(PATH).build().await?.ping().await?;
     Ok(connection)
 }

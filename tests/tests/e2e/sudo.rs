@@ -10,6 +10,9 @@ use tpd_tests::Laptop;
 /// A user of the laptop, who is nobody on the machine.
 const UID: u32 = 4711;
 
+/// A group of that user's, beside the own one.
+const GROUP: u32 = 4712;
+
 /// The home of that user, with a kubeconfig whose credentials a plugin hands out.
 struct Home(String);
 
@@ -18,7 +21,8 @@ impl Home {
         let home = Self(format!("/tmp/tpd-e2e-{}", std::process::id()));
         laptop
             .run(&format!(
-                "sed -i /^ann:/d /etc/passwd; echo ann:x:{UID}:{UID}::{}:/bin/sh >>/etc/passwd",
+                "sed -i /^ann:/d /etc/passwd; echo ann:x:{UID}:{UID}::{}:/bin/sh >>/etc/passwd; \
+                 sed -i /^cards:/d /etc/group; echo cards:x:{GROUP}:ann >>/etc/group",
                 home.0
             ))
             .ok();
@@ -34,7 +38,7 @@ impl Home {
             },
         });
         home.write("credential.json", &credential.to_string());
-        home.write("login.sh", "#!/bin/sh\necho \"$(id -u) $HOME ${CLOUD_PROFILE-none}\" >\"${0%/*}/called\"\nexec cat \"${0%/*}/credential.json\"\n");
+        home.write("login.sh", "#!/bin/sh\necho \"$(id -u) $(id -G) $HOME ${CLOUD_PROFILE-none}\" >\"${0%/*}/called\"\nexec cat \"${0%/*}/credential.json\"\n");
         config["users"][0]["user"] = json!({ "exec": {
             "apiVersion": "client.authentication.k8s.io/v1", "interactiveMode": "Never", "command": "../login.sh" } });
         home.write(".kube/config", &config.to_string());
@@ -80,7 +84,10 @@ fn the_invokers_kubeconfig_plugin_and_environment_count() {
     let called = fs::read_to_string(format!("{}/called", home.0));
     let _ = laptop.run("tpd down");
 
-    assert_eq!(called.expect("the credential plugin was run").trim(), format!("{UID} {} blue", home.0));
+    assert_eq!(
+        called.expect("the credential plugin was run").trim(),
+        format!("{UID} {UID} {GROUP} {} blue", home.0)
+    );
     status.ok().says(&["user", "dev"]);
     own.ok();
     logs.ok();

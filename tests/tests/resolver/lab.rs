@@ -84,6 +84,16 @@ impl Lab {
         assert!(self.daemon.wait().unwrap().success(), "the daemon gives the resolver back");
     }
 
+    /// The same, where that may not succeed.
+    pub(crate) fn ends(&mut self) {
+        run(&format!("kill -TERM {}", self.daemon.id()));
+        let began = Instant::now();
+        while self.daemon.try_wait().unwrap().is_none() {
+            assert!(began.elapsed() < PATIENCE, "the daemon does not end");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     pub(crate) fn kill(&mut self) {
         self.daemon.kill().unwrap();
         self.daemon.wait().unwrap();

@@ -294,6 +294,17 @@ fn systemd_resolved_forgets_after_kill_9() {
 }
 
 #[test]
+fn a_systemd_resolved_that_hangs_holds_nobody_up() {
+    isolated("a_systemd_resolved_that_hangs_holds_nobody_up", "target/resolver-root", || {
+        lab::start_resolved();
+        let mut lab = Lab::start(&["dev"]);
+        lab::run("kill -STOP $(pidof systemd-resolved)");
+        lab.ends();
+        lab::run("kill -CONT $(pidof systemd-resolved)");
+    });
+}
+
+#[test]
 fn systemd_resolved_is_told_again_after_its_restart() {
     isolated("systemd_resolved_is_told_again_after_its_restart", "target/resolver-root", || {
         lab::start_resolved();
