@@ -12,12 +12,17 @@
 //! StatefulSets, DaemonSets and ReplicaSets of their own leave a gap before the successor is there: they are replaced, one
 //! pod at a time, only where the intercept says so.
 
+mod fate;
+mod lacks;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use tpd_api::agent::Protocol;
 use tpd_api::intercept::{Workload, WorkloadKind};
 
+pub use self::fate::{Fate, UNNEEDED, Wait, fate};
+pub use self::lacks::{Lack, Lacks};
 use super::objects::{Pod, Template};
 
 /// A pod that something is done to.
@@ -76,37 +81,6 @@ impl Step {
     }
 }
 
-/// How a released pod waits for its successor.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wait {
-    /// For how long it has.
-    pub waited: SignedDuration,
-    /// Which intercepts there are, served or not (see [`super::objects::Intercept::version`]); without any nobody needs it any more.
-    pub asked: BTreeSet<String>,
-    /// What keeps the successor from being ready.
-    pub trouble: Option<String>,
-}
-
-impl Wait {
-    /// What is to be said meanwhile.
-    #[must_use]
-    pub fn reason(&self) -> String {
-        let trouble = self.trouble.as_ref().map(|trouble| format!(": {trouble}")).unwrap_or_default();
-        format!("{REPLACED}, and waits for its successor to be ready{trouble}")
-    }
-
-    /// What is to be said after it was in vain.
-    #[must_use]
-    pub fn vain(&self, limit: SignedDuration) -> String {
-        let trouble = self.trouble.as_ref().map(|trouble| format!(" ({trouble})")).unwrap_or_default();
-        format!(
-            "it was to be replaced, and no successor was ready within {} s; leave the intercept and make it anew to have it tried \
-             again{trouble}",
-            limit.as_secs()
-        )
-    }
-}
-
 /// What is said of a pod whose replacement has begun, and how everything begins that is said of it until it is over.
 pub const REPLACED: &str = "it is being replaced";
 
@@ -116,37 +90,6 @@ pub const TURN: &str = "it waits for its turn to be replaced";
 /// What is said of a pod that is replaced only by an intercept that accepts a gap.
 pub const GAP: &str =
     "it would be gone before its successor is there: intercept with --replace-pods, or restart it";
-
-/// Why a pod is given back that was to be replaced for intercepts that are over.
-pub const UNNEEDED: &str = "nobody intercepts its workload any more";
-
-/// What becomes of a released pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fate {
-    /// Its ReplicaSet is gone.
-    Orphan,
-    /// Its ReplicaSet is to adopt it again; why.
-    GiveBack(String),
-    /// Its successor is still waited for.
-    Wait,
-    /// It is not needed any more.
-    Evict,
-}
-
-/// What becomes of a released pod whose ReplicaSet wants so many pods, if it is there, and has so many ready ones, where a successor
-/// is waited for until a limit.
-#[must_use]
-pub fn fate(wanted: Option<usize>, ready: usize, wait: &Wait, limit: SignedDuration) -> Fate {
-    match wanted {
-        None => Fate::Orphan,
-        // Then it is ended as the others were, and no disruption budget is asked.
-        Some(0) => Fate::GiveBack("its ReplicaSet is to have no pods".to_owned()),
-        Some(wanted) if wanted <= ready => Fate::Evict,
-        Some(_) if wait.asked.is_empty() => Fate::GiveBack(UNNEEDED.to_owned()),
-        Some(_) if wait.waited >= limit => Fate::GiveBack(wait.vain(limit)),
-        Some(_) => Fate::Wait,
-    }
-}
 
 /// What the intercepts of a workload need.
 #[derive(Clone, Debug, Default)]
@@ -358,54 +301,15 @@ fn victim(pod: &Pod) -> Victim {
     Victim { namespace: pod.namespace.clone(), name: pod.name.clone(), uid: pod.uid.clone() }
 }
 
-/// What a pod with an agent may lack.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Lack {
-    /// An agent in the path of a port.
-    Port(PortKey),
-    /// An agent of this installation.
-    Installation,
-}
-
-/// Since when it is known that pods lack something: a pod made later, that lacks it too, shows that another would not have it either.
-/// So each is replaced for the same thing once.
-///
-/// "When" is the creation of the youngest pod that was there: creations are compared with creations, all by the API server's clock.
-/// They are whole seconds, so a successor that was made in the same one counts as there before, and is replaced. Its own successor
-/// is not: between two releases the first pod's eviction is tried, a second (the pause between steps) or more after its release.
-#[derive(Clone, Debug, Default)]
-pub struct Lacks(BTreeMap<(String, Lack), Timestamp>);
-
-impl Lacks {
-    /// Takes in which pods of a workload lack what one made now would have, and when its youngest pod was created. Returns those that
-    /// may be replaced for it.
-    pub fn see<'a>(
-        &mut self,
-        workload: &str,
-        lack: Lack,
-        lacking: &[&'a Pod],
-        youngest: Timestamp,
-    ) -> Vec<&'a str> {
-        let known = *self.0.entry((workload.to_owned(), lack)).or_insert(youngest);
-        lacking.iter().filter(|pod| pod.created <= known).map(|pod| pod.uid.as_str()).collect()
-    }
-
-    /// Forgets all workloads but those that are intercepted.
-    pub fn retain(&mut self, intercepted: impl Fn(&str) -> bool) {
-        self.0.retain(|(workload, _), _| intercepted(workload));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 
-    use tpd_api::agent::Protocol;
     use tpd_api::intercept::{Workload, WorkloadKind};
 
     use super::super::objects::{Kept, Pod, Template};
     use super::super::samples::{at, deployment, injected, pod};
-    use super::{Fate, Lack, Lacks, Need, Plan, SignedDuration, Step, UNNEEDED, Wait, fate};
+    use super::{Need, Plan, Step};
 
     fn needed() -> Need<'static> {
         let asked: BTreeSet<_> = ["u.1".to_owned()].into();
@@ -414,15 +318,6 @@ mod tests {
 
     fn plan(pods: &[Pod]) -> Plan {
         Plan::new(&deployment(), &pods.iter().collect::<Vec<_>>(), &needed())
-    }
-
-    #[test]
-    fn a_pod_that_is_found_lacking_a_moment_later_is_replaced_too() {
-        let lack = Lack::Installation;
-        let (old, young) = (injected("old"), Pod { created: at(100), ..injected("young") });
-        let mut lacks = Lacks::default();
-        assert_eq!(lacks.see("shop/web", lack, &[&old], at(100)), ["uid-old"]);
-        assert_eq!(lacks.see("shop/web", lack, &[&old, &young], at(100)), ["uid-old", "uid-young"]);
     }
 
     #[test]
@@ -542,25 +437,6 @@ mod tests {
     }
 
     #[test]
-    fn a_released_pod_is_never_left_to_itself() {
-        let trouble = Some("no such image".to_owned());
-        let wait = |waited, asked: &[&str]| Wait {
-            waited: SignedDuration::from_secs(waited),
-            asked: asked.iter().map(|one| (*one).to_owned()).collect(),
-            trouble: trouble.clone(),
-        };
-        let fate = |wanted, ready, wait: &Wait| fate(wanted, ready, wait, SignedDuration::from_secs(600));
-        assert_eq!(fate(Some(2), 2, &wait(0, &["u.1"])), Fate::Evict);
-        assert_eq!(fate(Some(2), 2, &wait(900, &[])), Fate::Evict);
-        assert_eq!(fate(Some(2), 1, &wait(599, &["u.1"])), Fate::Wait);
-        assert_eq!(fate(Some(2), 1, &wait(0, &[])), Fate::GiveBack(UNNEEDED.into()));
-        assert!(matches!(fate(Some(0), 0, &wait(0, &["u.1"])), Fate::GiveBack(_)));
-        assert_eq!(fate(None, 0, &wait(0, &["u.1"])), Fate::Orphan);
-        let Fate::GiveBack(why) = fate(Some(2), 1, &wait(600, &["u.1"])) else { panic!() };
-        assert!(why.contains("within 600 s") && why.ends_with("(no such image)"), "{why}");
-    }
-
-    #[test]
     fn what_was_given_back_is_not_tried_again_before_an_intercept_is_new() {
         let kept = Kept { why: "in vain".into(), asked: ["u.1".to_owned()].into() };
         let pods = [Pod { kept: Some(kept), ..pod("old") }, pod("other")];
@@ -628,16 +504,8 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_is_replaced_for_a_port_once() {
-        let port = Lack::Port((8080, Protocol::Tcp));
-        let (old, new) = (injected("old"), Pod { created: at(101), ..injected("new") });
-        let mut lacks = Lacks::default();
-        assert_eq!(lacks.see("shop/web", port, &[&old], at(100)), ["uid-old"]);
-        assert!(lacks.see("shop/web", port, &[&new], at(101)).is_empty());
-        lacks.retain(|_| false);
-        assert_eq!(lacks.see("shop/web", port, &[&new], at(101)), ["uid-new"]);
-
-        let lacking = ["uid-old"].into();
+    fn a_pod_whose_agent_will_not_do_is_replaced_too() {
+        let (old, lacking) = (injected("old"), ["uid-old"].into());
         let plan = Plan::new(&deployment(), &[&old], &Need { lacking, ..needed() });
         assert_eq!(names(&plan), [("release", "old")]);
     }
