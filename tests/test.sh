@@ -69,7 +69,7 @@ rust_tests_twice() {
     # The log is written by another process.
     sleep 1
     mapfile -t again < <(failed_tests "$log")
-    ((${#again[@]} > 0 && ${#again[@]} <= 5)) || return 1
+    ((${#again[@]} > 0 && ${#again[@]} <= 5)) && tells_all "$log" "${#again[@]}" || return 1
     printf '\n%s %s\n' "$ONCE_MORE" "${again[*]}"
     rust_tests "$@" --exact "${again[@]}"
 }
@@ -111,9 +111,20 @@ e2e() {
 # Begins the line that stands in a log before the second run of what failed in the first.
 readonly ONCE_MORE="== once more, by themselves:"
 
-# failed_tests LOG: names of the tests that failed, as the Rust test runner lists them.
+# failed_tests LOG: names of the tests that failed, as the Rust test runner lists them before each result.
 failed_tests() {
-    sed -n 's/^    \([a-z0-9_]\+\(::[a-z0-9_]\+\)\+\)$/\1/p' "$1" | sort -u
+    awk '/^failures:$/ { names = "" }
+        /^    [a-z0-9_:]+$/ { names = names $1 "\n" }
+        /^test result: FAILED/ { printf "%s", names }' "$1" | sort -u
+}
+
+# tells_all LOG COUNT: whether so many names are all that failed: no documentation's test, no runner that broke off, no two of a name.
+tells_all() {
+    local targets runners failed
+    targets=$(sed -n 's/^error: \([0-9]\+\) targets\? failed:.*/\1/p' "$1")
+    runners=$(grep -c '^test result: FAILED' "$1" || true)
+    read -r _ failed _ < <(count_results "$1")
+    [[ $targets == "$runners" && $failed == "$2" ]]
 }
 
 # count_results LOG: passed, failed and ignored of every Rust test runner in it; of what was run once more, the second time counts.

@@ -243,7 +243,7 @@ impl Cluster {
         if self.object("node node")["spec"]["unschedulable"] == true {
             self.kubectl("uncordon node").ok();
         }
-        if self.kubectl(&format!("get namespace {MANAGER_NAMESPACE}")).code != Some(0) {
+        if self.kubectl(&format!("get statefulset tpd-manager -n {MANAGER_NAMESPACE}")).code != Some(0) {
             self.machine("tests/kubernetes/cluster install").limit(Duration::from_secs(180)).run().ok();
         }
         let set = self.object(&format!("statefulset tpd-manager -n {MANAGER_NAMESPACE}"));

@@ -1,16 +1,16 @@
 //! Probes where the kernel has no redirect, as in gVisor: the ports that stand in for probed ones are listened on here, and lead to the
 //! app as the kernel would lead them. That is the supervisor's, so that no probe fails for what becomes of a worker.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{interval, sleep};
+use tokio::time::{Instant, sleep};
 use tpd_api::agent::Protocol;
 use tpd_api::inject::ENTRY_PORTS;
 use tracing::warn;
@@ -20,8 +20,15 @@ use super::listeners;
 use super::redirect::table::StandIn;
 use super::sockets::{self, State};
 
-/// How often it is looked whether the app listens: twice between two probes, which come every second at most.
+/// How often it is looked which of the app's ports are listened on: twice between two probes, which come every second at most.
 const PERIOD: Duration = Duration::from_millis(500);
+
+/// How often while the app starts, and how long that takes: a `postStart` hook asks but once.
+const HASTE: Duration = Duration::from_millis(50);
+const START: Duration = Duration::from_secs(60);
+
+/// Pause after a port could not be listened on.
+const RETRY: Duration = Duration::from_secs(5);
 
 /// Most connections to one port at a time: the kubelet has one for each kind of probe of each container. The oldest makes way, so
 /// that nobody keeps a probe out by keeping others open.
@@ -34,8 +41,22 @@ pub async fn serve(stand_ins: Vec<StandIn>) {
         return;
     }
     warn!("the kernel has no redirect: probes go through the agent, and nothing can be intercepted");
-    let mut tasks: JoinSet<()> = stand_ins.into_iter().map(stand_in).collect();
-    while tasks.join_next().await.is_some() {}
+    lead(&stand_ins).await;
+}
+
+async fn lead(stand_ins: &[StandIn]) {
+    let (open, _) = watch::channel(BTreeSet::new());
+    let _tasks: JoinSet<()> = stand_ins.iter().map(|probe| stand_in(*probe, open.subscribe())).collect();
+    let apps: BTreeSet<u16> = stand_ins.iter().map(|probe| probe.app).collect();
+    let mut changed = Instant::now();
+    loop {
+        let found = listened_on(&apps);
+        let starts = found.len() < apps.len();
+        if open.send_if_modified(|open| std::mem::replace(open, found.clone()) != found) {
+            changed = Instant::now();
+        }
+        sleep(if starts && changed.elapsed() < START { HASTE } else { PERIOD }).await;
+    }
 }
 
 /// Whether the rules of the redirect are there: they take a heartbeat. This one claims a UDP port that nobody calls, and is forgotten
@@ -45,29 +66,26 @@ fn is_redirected(probe: StandIn) -> bool {
     matches!(beat, Ok(Beat::Taken))
 }
 
+/// Those of the ports to which somebody outside the pod could connect. Where nobody can tell, the attempt will.
+fn listened_on(apps: &BTreeSet<u16>) -> BTreeSet<u16> {
+    let Ok(sockets) = sockets::tcp() else { return apps.clone() };
+    let listening = sockets.iter().filter(|socket| socket.state == State::Listens);
+    let reachable = listening.map(|socket| socket.local).filter(|local| !local.ip().is_loopback());
+    reachable.map(|local| local.port()).filter(|port| apps.contains(port)).collect()
+}
+
 /// Listens while the app does, so that who asks in vain is refused as the app's own port would refuse.
-async fn stand_in(probe: StandIn) {
+async fn stand_in(probe: StandIn, mut open: watch::Receiver<BTreeSet<u16>>) {
     let mut relays = Relays::default();
-    loop {
-        while !is_listened_on(probe.app) {
-            sleep(PERIOD).await;
-        }
+    while open.wait_for(|open| open.contains(&probe.app)).await.is_ok() {
         match listeners::bind(probe.port) {
-            Ok(listener) => relays.accept(&listener, probe.app).await,
+            Ok(listener) => relays.accept(&listener, probe.app, &mut open).await,
             Err(error) => {
                 warn!(port = probe.port, %error, "probes find nothing");
-                sleep(PERIOD).await;
+                sleep(RETRY).await;
             }
         }
     }
-}
-
-/// Whether somebody outside the pod could connect to the port. Where nobody can tell, the attempt will.
-fn is_listened_on(port: u16) -> bool {
-    let reachable = |local: SocketAddr| local.port() == port && !local.ip().is_loopback();
-    sockets::tcp().map_or(true, |sockets| {
-        sockets.iter().any(|socket| socket.state == State::Listens && reachable(socket.local))
-    })
 }
 
 /// Connections of one port, the oldest first.
@@ -79,13 +97,12 @@ struct Relays {
 
 impl Relays {
     /// Takes connections for as long as the app listens.
-    async fn accept(&mut self, listener: &TcpListener, app: u16) {
-        let mut looks = interval(PERIOD);
+    async fn accept(&mut self, listener: &TcpListener, app: u16, open: &mut watch::Receiver<BTreeSet<u16>>) {
         loop {
             tokio::select! {
                 Ok((stream, _)) = listener.accept() => self.begin(relay(stream, app)),
                 Some(_) = self.tasks.join_next() => {}
-                _ = looks.tick() => if !is_listened_on(app) { return },
+                _ = open.wait_for(|open| !open.contains(&app)) => return,
             }
         }
     }
@@ -147,7 +164,7 @@ mod tests {
     #[tokio::test]
     async fn a_port_is_there_while_the_apps_is() {
         let probe = StandIn { port: free(), app: free() };
-        let _stand_in = tokio::spawn(stand_in(probe));
+        let _stand_in = tokio::spawn(async move { lead(&[probe]).await });
         sleep(PERIOD).await;
         assert_eq!(ask(probe.port).await, None, "the app does not listen yet");
         let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, probe.app)).await.unwrap();
@@ -175,7 +192,7 @@ mod tests {
     async fn the_oldest_connection_makes_way() {
         let probe = StandIn { port: free(), app: free() };
         let _app = TcpListener::bind((Ipv4Addr::UNSPECIFIED, probe.app)).await.unwrap();
-        let _stand_in = tokio::spawn(stand_in(probe));
+        let _stand_in = tokio::spawn(async move { lead(&[probe]).await });
         until_open(probe.port).await;
         let mut kept = Vec::new();
         for _ in 0..=MOST {

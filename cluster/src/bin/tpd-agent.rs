@@ -26,7 +26,7 @@ fn run(action: Action) -> anyhow::Result<()> {
     match action {
         Action::Run(probes) => runtime.block_on(supervisor::run(probes.probes.0)),
         Action::Redirect(probes) => {
-            redirect::run(&probes.probes.0);
+            runtime.block_on(redirect::run(&probes.probes.0));
             Ok(())
         }
         Action::Worker(config) => tokio::task::LocalSet::new().block_on(&runtime, worker::run(*config)),

@@ -11,7 +11,7 @@ use serde_json::json;
 use tokio::time::{Instant, sleep, timeout};
 use tpd_api::MANAGER;
 use tpd_api::exit::ExitCode;
-use tpd_api::inject::{ENABLED, ENTRY, INJECT, NOT_INJECTED};
+use tpd_api::inject::{ENABLED, ENTRY, INJECT};
 use tpd_api::install::WEBHOOKS;
 
 use super::Site;
@@ -55,7 +55,10 @@ pub(crate) async fn wait(site: &Site, limit: Duration, progress: &mut Progress) 
     let (mut trouble_since, mut ready_since) = (None, None);
     loop {
         let (stage, said) = match look(site).await? {
-            Stage::Ready if is_tried(site, *ready_since.get_or_insert_with(Instant::now)).await => {
+            Stage::Ready
+                if Instant::now() > deadline
+                    || is_tried(site, *ready_since.get_or_insert_with(Instant::now)).await =>
+            {
                 return Ok(());
             }
             Stage::Ready => (None, "waiting: for the API server to reach the managers' webhooks".to_owned()),
@@ -146,16 +149,15 @@ async fn is_tried(site: &Site, since: Instant) -> bool {
     let Ok(trial) = serde_json::from_value(trial) else { return true };
     let how = PostParams { dry_run: true, field_manager: None };
     match timeout(CALL_TIMEOUT, pods.create(&how, &trial)).await {
-        Ok(Ok(pod)) => is_judged(&pod) || since.elapsed() > TRIAL,
+        Ok(Ok(pod)) => has_agent(&pod) || since.elapsed() > TRIAL,
         // A quota, a policy, or no right to make pods: that says nothing of ours.
         Ok(Err(_)) | Err(_) => true,
     }
 }
 
-/// Whether the webhook has said yes or no to it.
-fn is_judged(pod: &Pod) -> bool {
-    let annotations = pod.metadata.annotations.as_ref();
-    annotations.is_some_and(|map| [ENTRY, NOT_INJECTED].iter().any(|name| map.contains_key(*name)))
+/// A webhook that says no may only just have started.
+fn has_agent(pod: &Pod) -> bool {
+    pod.metadata.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(ENTRY))
 }
 
 /// The StatefulSet makes no pods: a quota or an admission rule refuses them, and only an event tells.
@@ -218,6 +220,8 @@ fn trouble(pod: &str, container: &ContainerStatus, namespace: &str) -> Option<Tr
 mod tests {
     use serde_json::{from_value, json};
 
+    use tpd_api::inject::NOT_INJECTED;
+
     use super::*;
 
     #[test]
@@ -248,14 +252,13 @@ mod tests {
     }
 
     #[test]
-    fn a_webhook_that_says_no_is_at_work_too() {
+    fn a_webhook_is_at_work_once_it_says_yes() {
         let pod = |annotations: serde_json::Value| -> Pod {
             from_value(json!({ "metadata": { "annotations": annotations } })).unwrap()
         };
-        assert!(
-            is_judged(&pod(json!({ ENTRY: "{}" }))) && is_judged(&pod(json!({ NOT_INJECTED: "no room" })))
-        );
-        assert!(!is_judged(&pod(json!({ "other": "" }))));
+        assert!(has_agent(&pod(json!({ ENTRY: "{}" }))));
+        assert!(!has_agent(&pod(json!({ NOT_INJECTED: "the managers' Service has no address yet" }))));
+        assert!(!has_agent(&pod(json!({}))));
     }
 
     #[test]

@@ -43,6 +43,8 @@ const PORT: u16 = 53;
 const MAX_DOMAINS: usize = 512;
 /// Several changes come together; one look afterwards is enough.
 const SETTLE: Duration = Duration::from_millis(200);
+/// How often it is tried again to tell a resolved that has not taken what it was told, or has not answered.
+const AGAIN: Duration = Duration::from_secs(5);
 
 #[zbus::proxy(
     interface = "org.freedesktop.resolve1.Manager",
@@ -114,7 +116,8 @@ impl Resolved {
 
     /// The servers of the interfaces that take any name, those that are configured for the machine, or else resolved's own defaults.
     async fn read_upstreams(&self, own: Option<i32>) {
-        let entries = self.manager.dns().await.unwrap_or_default();
+        // A resolved that says nothing has the servers that it had.
+        let Ok(entries) = self.manager.dns().await else { return };
         let mut servers = Vec::new();
         for (link, _, address) in entries {
             if Some(link) != own && (link == 0 || self.takes_any_name(link).await) {
@@ -122,7 +125,11 @@ impl Resolved {
             }
         }
         if servers.is_empty() {
-            let fallback = self.manager.fallback_dns().await.unwrap_or_default();
+            let fallback = match self.manager.fallback_dns().await {
+                Err(zbus::Error::InputOutput(_)) => return,
+                // Without the property there are none.
+                other => other.unwrap_or_default(),
+            };
             servers.extend(fallback.iter().filter_map(|(link, _, address)| server(*link, address)));
         }
         let servers: Arc<[SocketAddr]> = servers.into();
@@ -250,9 +257,11 @@ impl Keeper {
             }
         };
         loop {
+            let disturbed = *self.hold.borrow() == Hold::Disturbed;
             let scoped = tokio::select! {
                 Some(()) = changes.next() => false,
                 Ok(()) = self.scope.changed() => true,
+                () = tokio::time::sleep(AGAIN), if disturbed => true,
                 else => return,
             };
             tokio::time::sleep(SETTLE).await;

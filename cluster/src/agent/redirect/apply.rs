@@ -53,6 +53,17 @@ pub enum ApplyError {
     Silent(String),
 }
 
+impl ApplyError {
+    /// Whether it may go better the next time.
+    pub(crate) fn may_pass(&self) -> bool {
+        match self {
+            Self::Permission | Self::Unsupported { .. } => false,
+            Self::Netlink(error) => *error != Errno::PROTONOSUPPORT && *error != Errno::AFNOSUPPORT,
+            Self::Refused { .. } | Self::Silent(_) => true,
+        }
+    }
+}
+
 /// Replaces the redirect of this network namespace by one with these stand-ins.
 ///
 /// # Errors
