@@ -1,7 +1,7 @@
 //! Intercepts in words.
 
 use tpd_api::filter::{Filter, Match};
-use tpd_api::intercept::{InterceptStatus, Mode, Protocol, Traffic};
+use tpd_api::intercept::{InterceptStatus, Mode, Protocol, Traffic, WorkloadKind};
 use tpd_api::local::{InterceptRequest, LocalPort};
 
 /// Which traffic a filter lets through.
@@ -50,6 +50,24 @@ pub(super) fn ports(request: &InterceptRequest, status: Option<&InterceptStatus>
         format!("{}{suffix} -> {}", wanted.as_deref().unwrap_or("its port"), port.local)
     };
     request.ports.iter().enumerate().map(one).collect::<Vec<_>>().join(", ")
+}
+
+/// Connections that are older than the intercept and still go where they went, if there are any.
+pub(super) fn older(request: &InterceptRequest, status: &InterceptStatus) -> Option<String> {
+    let connections = status.pods.iter().map(|pod| pod.stragglers).sum::<u64>();
+    let restart = match request.workload.kind {
+        WorkloadKind::Deployment | WorkloadKind::StatefulSet | WorkloadKind::DaemonSet => {
+            format!(": kubectl -n {} rollout restart {} closes them now", request.namespace, request.workload)
+        }
+        WorkloadKind::ReplicaSet | WorkloadKind::Pod => String::new(),
+    };
+    (connections > 0).then(|| {
+        format!(
+            "{} from before: HTTP through the agent comes with its next request, what goes past it or is no HTTP stays until it \
+             closes{restart}",
+            count(usize::try_from(connections).unwrap_or(usize::MAX), "connection")
+        )
+    })
 }
 
 /// The part of the traffic that comes to the laptop, percent. `None` before there was any.
