@@ -11,7 +11,7 @@ use super::REPLACED;
 pub struct Wait {
     /// For how long it has.
     pub waited: SignedDuration,
-    /// Which intercepts there are, served or not (see [`super::objects::Intercept::version`]); without any nobody needs it any more.
+    /// Which intercepts there are, served or not (see [`super::super::objects::Intercept::version`]); without any nobody needs it any more.
     pub asked: BTreeSet<String>,
     /// What keeps the successor from being ready.
     pub trouble: Option<String>,
