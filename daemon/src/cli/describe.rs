@@ -53,21 +53,24 @@ pub(super) fn ports(request: &InterceptRequest, status: Option<&InterceptStatus>
 }
 
 /// Connections that are older than the intercept and still go where they went, if there are any.
-pub(super) fn older(request: &InterceptRequest, status: &InterceptStatus) -> Option<String> {
+pub(super) fn older(status: &InterceptStatus) -> Option<String> {
     let connections = status.pods.iter().map(|pod| pod.stragglers).sum::<u64>();
+    (connections > 0).then(|| {
+        format!("{} from before", count(usize::try_from(connections).unwrap_or(usize::MAX), "connection"))
+    })
+}
+
+/// How those come to an end.
+pub(super) fn end_of_older(request: &InterceptRequest) -> String {
     let restart = match request.workload.kind {
         WorkloadKind::Deployment | WorkloadKind::StatefulSet | WorkloadKind::DaemonSet => {
-            format!(": kubectl -n {} rollout restart {} closes them now", request.namespace, request.workload)
+            format!(" (kubectl -n {} rollout restart {} closes it now)", request.namespace, request.workload)
         }
         WorkloadKind::ReplicaSet | WorkloadKind::Pod => String::new(),
     };
-    (connections > 0).then(|| {
-        format!(
-            "{} from before: HTTP through the agent comes with its next request, what goes past it or is no HTTP stays until it \
-             closes{restart}",
-            count(usize::try_from(connections).unwrap_or(usize::MAX), "connection")
-        )
-    })
+    format!(
+        "HTTP through the agent comes with its next request, what goes past it or is no HTTP stays until it closes{restart}"
+    )
 }
 
 /// The part of the traffic that comes to the laptop, percent. `None` before there was any.

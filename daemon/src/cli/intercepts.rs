@@ -3,7 +3,7 @@
 use tpd_api::intercept::{COVERED, InterceptStatus, PodStatus, Traffic};
 use tpd_api::local::Intercept;
 
-use super::describe::{filter, older, ports, share, table};
+use super::describe::{end_of_older, filter, older, ports, share, table};
 use super::intercept::{millis, silence};
 use super::list::state;
 
@@ -24,7 +24,9 @@ pub(super) fn render(intercept: &Intercept) -> String {
     }
     if let Some(status) = &intercept.status {
         text += &conditions(status);
-        text += &older(request, status).map(|older| format!("  older    {older}\n")).unwrap_or_default();
+        if let Some(older) = older(status) {
+            text += &format!("  older    {older}: {}\n", end_of_older(request));
+        }
         text += &pods(&status.pods);
     }
     text
@@ -151,7 +153,7 @@ intercept  shop/web-ann-1 of deployment/web
   traffic  all traffic, http -> 127.0.0.1:9090
   state    Active: 1 of 2 ready pods acknowledged, 1 of 2 with an agent; 90.0 % came here (90 here, 6 to the app, 4 failed open)
   problem  nothing listens at 127.0.0.1:9090; the app serves until something does
-  older    2 connections from before: HTTP through the agent comes with its next request, what goes past it or is no HTTP stays until it closes: kubectl -n shop rollout restart deployment/web closes them now
+  older    2 connections from before: HTTP through the agent comes with its next request, what goes past it or is no HTTP stays until it closes (kubectl -n shop rollout restart deployment/web closes it now)
   POD     STATE          HERE   APP   FAILED OPEN   OLDER   PROOF
   web-1   acknowledged   90     6     4             2       0.42 ms
   web-2   no agent       0      0     0             0       -         the namespace forbids it
