@@ -46,18 +46,32 @@ const RULES: &str = r#"table inet tpd {
 		timeout 2s
 	}
 
+	map udp_back {
+		type inet_service : inet_service
+		size 64
+		flags dynamic,timeout
+		timeout 1m5s
+	}
+
+	chain datagrams {
+		type filter hook prerouting priority raw; policy accept;
+		iif "lo" accept
+		udp checksum 0 udp dport set udp dport map @udp_live
+		udp dport set udp dport map @udp_live
+	}
+
 	chain prerouting {
 		type nat hook prerouting priority dstnat; policy accept;
 		iif "lo" accept
 		tcp dport 19950 redirect to :8080
 		meta l4proto tcp redirect to :tcp dport map @tcp_live
-		meta l4proto udp redirect to :udp dport map @udp_live
 	}
 
 	chain output {
 		type filter hook output priority filter; policy accept;
 		oif "lo" ip daddr 127.0.0.1 meta skuid 1337 udp sport 19901-19949 update @tcp_live { udp dport timeout 2s : udp sport } drop
-		oif "lo" ip daddr 127.0.0.2 meta skuid 1337 udp sport 19901-19949 update @udp_live { udp dport timeout 2s : udp sport } drop
+		oif "lo" ip daddr 127.0.0.2 meta skuid 1337 udp sport 19901-19949 update @udp_live { udp dport timeout 2s : udp sport } update @udp_back { udp sport timeout 1m5s : udp dport } drop
+		udp sport 19901-19949 udp sport set udp sport map @udp_back
 		tcp sport 19901-19949 tcp flags & rst == rst ct direction reply ct status ! assured delete @tcp_live { ct original proto-dst : tcp sport }
 	}
 }
@@ -114,6 +128,124 @@ fn the_kernel_redirects_what_the_agent_claims_and_for_as_long_as_it_does() {
         assert!(client.run(move || TcpStream::connect((address, APP)).is_err()), "nobody listens");
         assert_eq!(client.run(move || ask_tcp((address, APP).into())), "app", "after a refusal");
     }
+}
+
+#[test]
+fn a_client_whose_datagrams_never_pause_changes_side_with_the_heartbeats() {
+    if !geteuid().is_root() {
+        println!("NOT TESTED: network namespaces need root");
+        return;
+    }
+    let pod = Namespace::new();
+    let client = Namespace::new();
+    connect(&pod, &client);
+    pod.run(|| {
+        serve("app", APP, APP);
+        serve("agent", ENTRY, UDP_ENTRY);
+        apply(&[]).unwrap();
+    });
+    let talkers: [Talker; 2] = [IpAddr::from(POD_V4), POD_V6.into()]
+        .map(|address| client.run(move || Talker::start((address, APP).into())));
+    let is_now = |who: &str, within: Duration| {
+        for talker in &talkers {
+            talker.until_by(who, within);
+        }
+        for sum in [Sum::Right, Sum::None] {
+            let answer = client.run(move || ask_raw(sum));
+            assert_eq!(answer.as_deref(), Some(who), "a checksum: {sum:?}");
+        }
+        assert_eq!(client.run(|| ask_raw(Sum::Wrong)), None, "a broken datagram was repaired");
+    };
+    for _ in 0..2 {
+        is_now("app", Duration::from_millis(2_500));
+        let agent = Claims::start(&pod, AGENT_UID);
+        is_now("agent", Duration::from_secs(1));
+        assert_eq!(agent.stop(), Beat::Taken);
+    }
+    is_now("app", Duration::from_millis(2_500));
+    for talker in talkers {
+        assert_eq!(talker.stop(), 0, "questions without an answer");
+    }
+}
+
+/// Asks by datagrams from one port, every 10 ms.
+struct Talker {
+    stop: Arc<AtomicBool>,
+    heard: mpsc::Receiver<String>,
+    thread: thread::JoinHandle<u32>,
+}
+
+impl Talker {
+    fn start(server: SocketAddr) -> Self {
+        let socket = udp_socket(server);
+        let stop = Arc::new(AtomicBool::new(false));
+        let (told, (says, heard)) = (Arc::clone(&stop), mpsc::channel());
+        let thread = thread::spawn(move || {
+            let (mut lost, mut answer) = (0, [0; 16]);
+            while !told.load(Ordering::Relaxed) {
+                socket.send(b"?").unwrap();
+                match socket.recv(&mut answer) {
+                    Ok(length) => drop(says.send(String::from_utf8_lossy(&answer[..length]).into_owned())),
+                    Err(_) => lost += 1,
+                }
+                sleep(Duration::from_millis(10));
+            }
+            lost
+        });
+        Self { stop, heard, thread }
+    }
+
+    fn until_by(&self, who: &str, within: Duration) {
+        let begun = Instant::now();
+        // What was said before this was asked.
+        while self.heard.try_recv().is_ok() {}
+        while self.heard.recv().unwrap() != who {
+            assert!(begun.elapsed() < within, "{who} does not answer");
+        }
+    }
+
+    /// How many questions were not answered.
+    fn stop(self) -> u32 {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
+}
+
+/// What a datagram says of its own integrity.
+#[derive(Clone, Copy, Debug)]
+enum Sum {
+    Right,
+    Wrong,
+    /// Nothing.
+    None,
+}
+
+/// Who answers a datagram that no kernel has put together, and whose checksum no network card is to fill in.
+fn ask_raw(sum: Sum) -> Option<String> {
+    let answers = udp_socket((POD_V4, APP).into());
+    let (source, payload) = (answers.local_addr().unwrap().port(), b"?!");
+    let length = 8 + payload.len() as u16;
+    let header = [source, APP, length, 0].map(u16::to_be_bytes).concat();
+    let mut datagram = [&header[..], payload].concat();
+    let pseudo = [&[10, 9, 0, 1][..], &POD_V4.octets(), &[0, 17], &length.to_be_bytes()].concat();
+    let whole: u32 = [&pseudo[..], &datagram]
+        .concat()
+        .chunks(2)
+        .map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])))
+        .sum();
+    // Zero would say that there is none.
+    let right = (!((whole & 0xffff) + (whole >> 16)) as u16).max(1);
+    let sum = match sum {
+        Sum::Right => right,
+        Sum::Wrong => right.wrapping_add(2).max(1),
+        Sum::None => 0,
+    };
+    datagram[6..8].copy_from_slice(&sum.to_be_bytes());
+    let raw = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::RAW, Some(socket2::Protocol::UDP));
+    raw.unwrap().send_to(&datagram, &SocketAddr::from((POD_V4, 0)).into()).unwrap();
+    let mut answer = [0; 16];
+    let length = answers.recv(&mut answer).ok()?;
+    Some(String::from_utf8_lossy(&answer[..length]).into_owned())
 }
 
 /// Leads the app's port once to one where nothing listens.
@@ -208,14 +340,20 @@ fn ask_tcp(server: SocketAddr) -> String {
 }
 
 fn ask_udp(server: SocketAddr) -> String {
+    let socket = udp_socket(server);
+    socket.send(b"?").unwrap();
+    let mut answer = [0; 16];
+    let length = socket.recv(&mut answer).unwrap();
+    String::from_utf8_lossy(&answer[..length]).into_owned()
+}
+
+fn udp_socket(server: SocketAddr) -> UdpSocket {
     let any: IpAddr =
         if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0)).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
-    socket.send_to(b"?", server).unwrap();
-    let mut answer = [0; 16];
-    let (length, _) = socket.recv_from(&mut answer).unwrap();
-    String::from_utf8_lossy(&answer[..length]).into_owned()
+    socket.connect(server).unwrap();
+    socket
 }
 
 /// Heartbeats for both protocols, by some user.

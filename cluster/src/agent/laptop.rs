@@ -33,7 +33,7 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// a second, and not all of three and of their answers are lost on a path that serves for anything.
 const ATTEMPTS: u32 = 3;
 
-/// How long a sign of life holds: half as long as a UDP exchange looks for one again.
+/// How long a sign of life holds: half as long as a conversation by UDP looks for one again.
 const ALIVE: Duration = Duration::from_millis(100);
 
 /// How often a laptop that gives none is asked again: as often as one that refuses connections.

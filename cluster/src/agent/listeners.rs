@@ -28,8 +28,15 @@ const BACKLOG: i32 = 1024;
 /// Pause after a failed accept: the process is out of descriptors, and only time frees some.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// How long a port is kept after its last rule and connection: the redirect outlives its last heartbeat by 2 s.
-const LINGER: Duration = Duration::from_secs(4);
+/// How long a port is kept after its last rule and connection: the redirect outlives its last heartbeat by 2 s. Of datagrams nobody
+/// knows which one is the last; they may be answered for as long as they are kept in mind.
+fn linger(protocol: Protocol) -> Duration {
+    const REDIRECT: Duration = Duration::from_secs(4);
+    match protocol {
+        Protocol::Tcp => REDIRECT,
+        Protocol::Udp => REDIRECT.saturating_add(proxy::udp::KEPT),
+    }
+}
 
 /// A client that vanished without a word (its node is gone, or a middlebox has forgotten it) is let go of after two minutes. The
 /// app's own keep-alive is answered by the agent, so nobody else would notice, and each of them would stay for ever.
@@ -119,19 +126,17 @@ impl Listeners {
         }
     }
 
-    /// Closes what has not been needed for a while. A UDP port stays: the kernel goes on leading a client there that has once been
-    /// led there, for as long as it goes on.
+    /// Closes what has not been needed for a while.
     pub fn sweep(&mut self, needed: impl Fn(&AppPort) -> bool, now: Instant) {
         let redirected = self.are_redirected();
         self.listeners.retain(|port, listener| {
-            let stays = !redirected || port.0 == Protocol::Udp;
-            if stays || needed(port) || listener.port.connections() > 0 {
+            if !redirected || needed(port) || listener.port.connections() > 0 {
                 listener.unused.set(None);
                 return true;
             }
             let since = listener.unused.get().unwrap_or(now);
             listener.unused.set(Some(since));
-            let stays = now < since + LINGER;
+            let stays = now < since + linger(port.0);
             if !stays {
                 Desk.remove(*port, listener.entry);
             }

@@ -85,6 +85,18 @@ impl Register {
     }
 }
 
+/// What becomes of UDP's checksum when its header is changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Checksum {
+    /// It stays as it is.
+    None,
+    /// It is changed so that it holds again.
+    Kept,
+}
+
+/// Where UDP has its checksum (RFC 768).
+pub(crate) const UDP_CHECKSUM: u32 = 6;
+
 /// A map of a table: its name, and its number within the transaction that makes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct MapName {
@@ -105,14 +117,16 @@ pub(crate) enum Expression {
     Compare(Compare, Vec<u8>),
     /// Loads octets of the packet.
     Payload { header: Header, offset: u32, length: u32, register: Register },
+    /// Writes what is loaded into the packet.
+    Store { header: Header, offset: u32, length: u32, checksum: Checksum },
     /// Loads a port.
     Port(u16),
     /// Goes on only if the map has what is loaded; its value is loaded then.
     Lookup(MapName),
     /// Redirects the connection to this host at the port that is loaded.
     Redirect,
-    /// Enters the first value into the map with the second as its value, for so many milliseconds.
-    Update { map: MapName, milliseconds: u64 },
+    /// Enters something into the map, for so many milliseconds.
+    Update { map: MapName, key: Register, value: Register, milliseconds: u64 },
     /// Takes the first value out of the map. (The second is loaded, but of no concern.)
     Delete(MapName),
     /// The packet is let through.
@@ -136,7 +150,7 @@ impl Expression {
             Self::Connection(_) => "ct",
             Self::Mask(_) => "bitwise",
             Self::Compare(..) => "cmp",
-            Self::Payload { .. } => "payload",
+            Self::Payload { .. } | Self::Store { .. } => "payload",
             Self::Port(_) | Self::Accept | Self::Drop => "immediate",
             Self::Lookup(_) => "lookup",
             Self::Redirect => "redir",
@@ -153,11 +167,17 @@ impl Expression {
             Self::Payload { header, offset, length, register } => {
                 payload(data, *header, *offset, *length, *register);
             }
+            Self::Store { header, offset, length, checksum } => {
+                store(data, *header, *offset, *length, *checksum);
+            }
             Self::Port(port) => immediate(data, FIRST, |value| value.octets(VALUE, &port.to_be_bytes())),
             Self::Lookup(map) => lookup(data, *map),
             Self::Redirect => redirect(data),
-            Self::Update { map, milliseconds } => update(data, *map, *milliseconds),
-            Self::Delete(map) => dynamic(data, *map, DELETE),
+            Self::Update { map, key, value, milliseconds } => {
+                dynamic(data, *map, UPDATE, *key, *value);
+                data.long(6, *milliseconds);
+            }
+            Self::Delete(map) => dynamic(data, *map, DELETE, Register::First, Register::Second),
             Self::Accept => verdict(data, NF_ACCEPT),
             Self::Drop => verdict(data, NF_DROP),
         }
@@ -208,6 +228,19 @@ fn payload(data: &mut Attributes<'_>, header: Header, offset: u32, length: u32, 
     data.number(4, length);
 }
 
+fn store(data: &mut Attributes<'_>, header: Header, offset: u32, length: u32, checksum: Checksum) {
+    /// `NFT_PAYLOAD_CSUM_INET`.
+    const INTERNET: u32 = 1;
+    data.number(2, header as u32);
+    data.number(3, offset);
+    data.number(4, length);
+    data.number(5, FIRST);
+    if checksum == Checksum::Kept {
+        data.number(6, INTERNET);
+        data.number(7, UDP_CHECKSUM);
+    }
+}
+
 /// `NFTA_IMMEDIATE_*`.
 fn immediate(data: &mut Attributes<'_>, register: u32, fill: impl FnOnce(&mut Attributes<'_>)) {
     data.number(1, register);
@@ -238,16 +271,10 @@ fn redirect(data: &mut Attributes<'_>) {
 const UPDATE: u32 = 1;
 const DELETE: u32 = 2;
 
-fn update(data: &mut Attributes<'_>, map: MapName, milliseconds: u64) {
-    dynamic(data, map, UPDATE);
-    data.long(6, milliseconds);
-}
-
-/// `NFTA_DYNSET_*`.
-fn dynamic(data: &mut Attributes<'_>, map: MapName, operation: u32) {
+fn dynamic(data: &mut Attributes<'_>, map: MapName, operation: u32, key: Register, value: Register) {
     data.name(1, map.name);
     data.number(2, map.id);
     data.number(3, operation);
-    data.number(4, FIRST);
-    data.number(5, SECOND);
+    data.number(4, key.number());
+    data.number(5, value.number());
 }

@@ -4,19 +4,27 @@
 //! table inet tpd {
 //!     map tcp_live { type inet_service : inet_service; size 64; flags dynamic,timeout; timeout 2s; }
 //!     map udp_live { type inet_service : inet_service; size 64; flags dynamic,timeout; timeout 2s; }
+//!     map udp_back { type inet_service : inet_service; size 64; flags dynamic,timeout; timeout 65s; }
+//!     chain datagrams {
+//!         type filter hook prerouting priority raw; policy accept;
+//!         iif "lo" accept
+//!         udp checksum 0 udp dport set udp dport map @udp_live
+//!         udp dport set udp dport map @udp_live
+//!     }
 //!     chain prerouting {
 //!         type nat hook prerouting priority dstnat; policy accept;
 //!         iif "lo" accept
 //!         tcp dport 19950 redirect to :8080
 //!         meta l4proto tcp redirect to :tcp dport map @tcp_live
-//!         meta l4proto udp redirect to :udp dport map @udp_live
 //!     }
 //!     chain output {
 //!         type filter hook output priority filter; policy accept;
 //!         oif "lo" ip daddr 127.0.0.1 meta skuid 1337 udp sport 19901-19949
 //!             update @tcp_live { udp dport timeout 2s : udp sport } drop
 //!         oif "lo" ip daddr 127.0.0.2 meta skuid 1337 udp sport 19901-19949
-//!             update @udp_live { udp dport timeout 2s : udp sport } drop
+//!             update @udp_live { udp dport timeout 2s : udp sport }
+//!             update @udp_back { udp sport timeout 65s : udp dport } drop
+//!         udp sport 19901-19949 udp sport set udp sport map @udp_back
 //!         tcp sport 19901-19949 tcp flags & rst == rst ct direction reply ct status ! assured
 //!             delete @tcp_live { ct original proto-dst : tcp sport }
 //!     }
@@ -26,6 +34,11 @@
 //! The last rule is for an agent whose sockets are gone with it: the first connection that the kernel itself refuses in its place
 //! (a reset before there was a connection) ends the redirect, so that the next one reaches the app.
 //!
+//! Datagrams are not redirected but readdressed, each by itself, before the kernel looks for what it knows of their sender: what
+//! that says never changes for a client that is never silent, so none would ever change side. The first of the two rules leaves
+//! a checksum alone that says there is none (RFC 768); `nft` has no words for that difference. The agent's answers are given
+//! back the app's port for as long as it may have some.
+//!
 //! Nothing here ever changes. What a port is redirected to, and whether it is, is in the maps; and what is in them is there for as
 //! long as the agent says so and 2 s more. So an agent that is killed, stopped or starved takes no traffic with it.
 
@@ -34,9 +47,12 @@ use std::net::Ipv4Addr;
 use tpd_api::agent::Protocol;
 use tpd_api::inject::{AGENT_UID, ENTRY_PORTS};
 
-use super::expression::{Compare, Connection, Expression, Header, MapName, Meta, Register};
+use super::expression::{
+    Checksum, Compare, Connection, Expression, Header, MapName, Meta, Register, UDP_CHECKSUM,
+};
 use super::netlink::{Attributes, Transaction};
 use crate::agent::heartbeat;
+use crate::agent::proxy::udp;
 
 /// Name of the table. Nobody else's is touched.
 pub(crate) const TABLE: &str = "tpd";
@@ -66,8 +82,12 @@ const NEW_MAP: u8 = 9;
 const CREATE: u16 = 0x400;
 const APPEND: u16 = 0x800;
 
+/// How long the agent's datagrams are taken for answers after a heartbeat, milliseconds: as long as it keeps a conversation.
+const ANSWERS: u64 = udp::KEPT.as_millis() as u64;
+
 const TCP_LIVE: MapName = MapName { name: "tcp_live", id: 1 };
 const UDP_LIVE: MapName = MapName { name: "udp_live", id: 2 };
+const UDP_BACK: MapName = MapName { name: "udp_back", id: 3 };
 
 /// A port where probes come in for one of the app's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,16 +105,22 @@ pub(crate) fn replacement(probes: &[StandIn]) -> (Vec<u8>, Vec<(u32, String)>) {
     table.table(NEW_TABLE, CREATE);
     table.table(DELETE_TABLE, 0);
     table.table(NEW_TABLE, CREATE);
-    table.map(TCP_LIVE);
-    table.map(UDP_LIVE);
-    table.chain(&PREROUTING);
-    table.chain(&OUTPUT);
+    table.map(TCP_LIVE, LIFETIME);
+    table.map(UDP_LIVE, LIFETIME);
+    table.map(UDP_BACK, ANSWERS);
+    for chain in [&DATAGRAMS, &PREROUTING, &OUTPUT] {
+        table.chain(chain);
+    }
+    for rule in datagrams() {
+        table.rule(&DATAGRAMS, &rule);
+    }
     for rule in prerouting(probes) {
         table.rule(&PREROUTING, &rule);
     }
     for protocol in [Protocol::Tcp, Protocol::Udp] {
         table.rule(&OUTPUT, &heartbeat(protocol));
     }
+    table.rule(&OUTPUT, &answer());
     table.rule(&OUTPUT, &refusal());
     (table.transaction.end(), table.names)
 }
@@ -108,28 +134,43 @@ struct Chain {
     priority: i32,
 }
 
+/// Where packets come in, at the priority `raw`: ahead of connection tracking, and behind the joining of fragments.
+const DATAGRAMS: Chain = Chain { name: "datagrams", kind: "filter", hook: 0, priority: -300 };
+
 /// Where packets come in, at the priority `dstnat`.
 const PREROUTING: Chain = Chain { name: "prerouting", kind: "nat", hook: 0, priority: -100 };
 
 /// Where the pod's own packets go out, at the priority `filter`.
 const OUTPUT: Chain = Chain { name: "output", kind: "filter", hook: 3, priority: 0 };
 
+/// What becomes of datagrams to the pod.
+fn datagrams() -> [Vec<Expression>; 3] {
+    let mut unsummed = transport(Protocol::Udp).to_vec();
+    unsummed.extend([checksum(), equal(&[0; 2])]);
+    unsummed.extend(readdress(UDP_LIVE, Port::Destination, Checksum::None));
+    let mut summed = transport(Protocol::Udp).to_vec();
+    summed.extend(readdress(UDP_LIVE, Port::Destination, Checksum::Kept));
+    [own(), unsummed, summed]
+}
+
 /// What becomes of new connections to the pod.
 fn prerouting(probes: &[StandIn]) -> Vec<Vec<Expression>> {
-    // What the pod says to itself is its own affair; and so the agent reaches the app.
-    let own =
-        vec![Expression::Meta(Meta::InputInterface), equal(&LOOPBACK.to_ne_bytes()), Expression::Accept];
-    let mut rules = vec![own];
+    let mut rules = vec![own()];
     rules.extend(probes.iter().map(|probe| stand_in(*probe)));
-    rules.extend([Protocol::Tcp, Protocol::Udp].map(redirect));
+    rules.push(redirect());
     rules
+}
+
+/// What the pod says to itself is its own affair; and so the agent reaches the app.
+fn own() -> Vec<Expression> {
+    vec![Expression::Meta(Meta::InputInterface), equal(&LOOPBACK.to_ne_bytes()), Expression::Accept]
 }
 
 /// Probes reach the app, past any intercept and with nobody's help.
 fn stand_in(probe: StandIn) -> Vec<Expression> {
     let mut rule = transport(Protocol::Tcp).to_vec();
     rule.extend([
-        destination_port(),
+        load(Port::Destination, Register::First),
         equal(&probe.port.to_be_bytes()),
         Expression::Port(probe.app),
         Expression::Redirect,
@@ -138,25 +179,53 @@ fn stand_in(probe: StandIn) -> Vec<Expression> {
 }
 
 /// A port with a living heartbeat leads to the agent.
-fn redirect(protocol: Protocol) -> Vec<Expression> {
-    let mut rule = transport(protocol).to_vec();
-    rule.extend([destination_port(), Expression::Lookup(map(protocol)), Expression::Redirect]);
+fn redirect() -> Vec<Expression> {
+    let mut rule = transport(Protocol::Tcp).to_vec();
+    rule.extend([
+        load(Port::Destination, Register::First),
+        Expression::Lookup(TCP_LIVE),
+        Expression::Redirect,
+    ]);
     rule
+}
+
+/// A datagram of the agent's, from where those of clients come in, answers one of them.
+fn answer() -> Vec<Expression> {
+    let mut rule = from_entry(Protocol::Udp);
+    rule.extend(readdress(UDP_BACK, Port::Source, Checksum::Kept));
+    rule
+}
+
+/// Puts into a port's place what a map has for it, if it has something.
+fn readdress(map: MapName, port: Port, checksum: Checksum) -> [Expression; 3] {
+    [
+        load(port, Register::First),
+        Expression::Lookup(map),
+        Expression::Store { header: Header::Transport, offset: port.offset(), length: 2, checksum },
+    ]
 }
 
 /// The agent's word that it takes a port; it never arrives anywhere.
 fn heartbeat(protocol: Protocol) -> Vec<Expression> {
+    const APP: Register = Register::First;
+    const ENTRY: Register = Register::Second;
     let mut rule = vec![Expression::Meta(Meta::OutputInterface), equal(&LOOPBACK.to_ne_bytes())];
     rule.extend(to_address(heartbeat::address(protocol)));
     rule.extend([Expression::Meta(Meta::SocketUser), equal(&AGENT_UID.to_ne_bytes())]);
     rule.extend(from_entry(Protocol::Udp));
-    rule.extend([
-        destination_port(),
-        source_port(Register::Second),
-        Expression::Update { map: map(protocol), milliseconds: LIFETIME },
-        Expression::Drop,
-    ]);
+    rule.extend([load(Port::Destination, APP), load(Port::Source, ENTRY)]);
+    match protocol {
+        Protocol::Tcp => rule.push(enter(TCP_LIVE, APP, ENTRY, LIFETIME)),
+        Protocol::Udp => {
+            rule.extend([enter(UDP_LIVE, APP, ENTRY, LIFETIME), enter(UDP_BACK, ENTRY, APP, ANSWERS)]);
+        }
+    }
+    rule.push(Expression::Drop);
     rule
+}
+
+fn enter(map: MapName, key: Register, value: Register, milliseconds: u64) -> Expression {
+    Expression::Update { map, key, value, milliseconds }
 }
 
 /// A connection that was led to the agent and that nobody takes: the port is led there no longer.
@@ -184,7 +253,7 @@ fn refusal() -> Vec<Expression> {
     ]);
     rule.extend([
         Expression::Connection(Connection::OriginalPort),
-        source_port(Register::Second),
+        load(Port::Source, Register::Second),
         Expression::Delete(TCP_LIVE),
     ]);
     rule
@@ -194,18 +263,11 @@ fn refusal() -> Vec<Expression> {
 fn from_entry(protocol: Protocol) -> Vec<Expression> {
     let mut rule = transport(protocol).to_vec();
     rule.extend([
-        source_port(Register::First),
+        load(Port::Source, Register::First),
         Expression::Compare(Compare::AtLeast, ENTRY_PORTS.start().to_be_bytes().into()),
         Expression::Compare(Compare::AtMost, ENTRY_PORTS.end().to_be_bytes().into()),
     ]);
     rule
-}
-
-fn map(protocol: Protocol) -> MapName {
-    match protocol {
-        Protocol::Tcp => TCP_LIVE,
-        Protocol::Udp => UDP_LIVE,
-    }
 }
 
 fn transport(protocol: Protocol) -> [Expression; 2] {
@@ -223,12 +285,35 @@ fn to_address(address: Ipv4Addr) -> [Expression; 4] {
     [Expression::Meta(Meta::Family), equal(&[IPV4]), destination, equal(&address.octets())]
 }
 
-fn source_port(register: Register) -> Expression {
-    Expression::Payload { header: Header::Transport, offset: 0, length: 2, register }
+/// A port in the header of TCP or UDP.
+#[derive(Clone, Copy)]
+enum Port {
+    Source,
+    Destination,
 }
 
-fn destination_port() -> Expression {
-    Expression::Payload { header: Header::Transport, offset: 2, length: 2, register: Register::First }
+impl Port {
+    /// RFC 9293, 3.1, and RFC 768.
+    fn offset(self) -> u32 {
+        match self {
+            Self::Source => 0,
+            Self::Destination => 2,
+        }
+    }
+}
+
+fn load(port: Port, register: Register) -> Expression {
+    Expression::Payload { header: Header::Transport, offset: port.offset(), length: 2, register }
+}
+
+/// UDP's.
+fn checksum() -> Expression {
+    Expression::Payload {
+        header: Header::Transport,
+        offset: UDP_CHECKSUM,
+        length: 2,
+        register: Register::First,
+    }
 }
 
 fn equal(value: &[u8]) -> Expression {
@@ -248,7 +333,7 @@ impl Writer {
     }
 
     /// `NFTA_SET_*`.
-    fn map(&mut self, map: MapName) {
+    fn map(&mut self, map: MapName, milliseconds: u64) {
         /// It is a map (`NFT_SET_MAP`), has times (`TIMEOUT`), and rules add to it (`EVAL`).
         const FLAGS: u32 = 0x8 | 0x10 | 0x20;
         /// What `nft` calls `inet_service`; it is of no concern to the kernel.
@@ -264,7 +349,7 @@ impl Writer {
             attributes.number(7, PORT_LENGTH);
             attributes.nested(9, |description| description.number(1, SIZE));
             attributes.number(10, map.id);
-            attributes.long(11, LIFETIME);
+            attributes.long(11, milliseconds);
         });
     }
 

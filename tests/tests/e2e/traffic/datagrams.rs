@@ -1,11 +1,12 @@
-//! Datagrams, which nobody acknowledges: who gets them when the laptop does not, and that each client keeps its conversation.
+//! Datagrams, which nobody acknowledges: who gets them when the laptop does not, and that
+//! conversations follow that have never paused.
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tpd_api::intercept::InterceptStatus;
-use tpd_tests::{Laptop, Local, Workload, inside, is_laptop, is_pod, until};
+use tpd_tests::{Agent, Laptop, Local, Workload, inside, is_laptop, is_pod, until};
 
 use super::SOON;
 use crate::store::{LOCAL, connected, intercepted, pod_address, web};
@@ -15,6 +16,9 @@ const DATAGRAMS: &str = "--port 9090:http-udp/udp";
 
 /// A laptop that has come back is used again within this.
 const BACK: Duration = Duration::from_secs(3);
+
+/// The redirect outlives the last heartbeat by 2 s, and a question that is lost then has 0.3 s.
+const LAPSED: Duration = Duration::from_millis(2_500);
 
 /// A client that asks by datagrams, always from the same port.
 struct Talker {
@@ -120,10 +124,10 @@ fn datagrams_reach_the_app_while_the_local_process_or_the_daemon_is_gone_and_the
     until(BACK, "new clients are the laptop's once something listens there", || {
         Talker::new(&laptop, pod).answer(is_laptop)
     });
-    // Those that have gone on with the app may stay there, where they are understood.
-    all_answered(&mut talkers, 10, |_| true);
-    let mut talkers = vec![Talker::new(&laptop, pod), Talker::new(&laptop, pod)];
-    all_answered(&mut talkers, 1, is_laptop);
+    for talker in &mut talkers {
+        talker.until(BACK, "so are conversations that have gone on with the app", is_laptop);
+    }
+    all_answered(&mut talkers, 10, is_laptop);
 
     let pid = laptop.status().pid;
     laptop.cluster.machine(&format!("kill -KILL {pid}")).run().ok();
@@ -140,8 +144,50 @@ fn datagrams_reach_the_app_while_the_local_process_or_the_daemon_is_gone_and_the
     until(BACK, "new clients are the laptop's again with the daemon", || {
         Talker::new(&laptop, pod).answer(is_laptop)
     });
+    for talker in &mut talkers {
+        talker.until(BACK, "and those that have gone on with the app", is_laptop);
+    }
     let counted = |status: &InterceptStatus| status.traffic.failed_open > 0;
     intercept.until(BACK, "what went to the app instead is counted", counted);
+}
+
+#[test]
+fn clients_that_never_pause_change_side_when_an_intercept_begins_and_ends_and_when_its_agent_is_stopped() {
+    let laptop = Laptop::take();
+    let _connection = connected(&laptop);
+    let web = web(&laptop, 1);
+    // Now there is an agent, which nobody needs.
+    drop(intercepted(&laptop, &web, DATAGRAMS));
+    let pod = only_pod(&web);
+    let mut talkers: Vec<_> = (0..4).map(|_| Talker::new(&laptop, pod)).collect();
+    for _ in 0..2 {
+        for talker in &mut talkers {
+            talker.until(LAPSED, "the app answers while nobody intercepts it", is_pod);
+        }
+        all_answered(&mut talkers, 20, is_pod);
+        let _intercepted = intercepted(&laptop, &web, DATAGRAMS);
+        for talker in &mut talkers {
+            talker.until(Duration::from_secs(1), "the laptop answers a client of before", is_laptop);
+        }
+        all_answered(&mut talkers, 20, is_laptop);
+    }
+
+    let (_local, intercept) = intercepted(&laptop, &web, DATAGRAMS);
+    all_answered(&mut talkers, 1, is_laptop);
+    let agent = Agent::of(laptop.cluster, "store", &web.ready()[0]).expect("a supervisor and a worker");
+    agent.signal(laptop.cluster, "STOP");
+    let stopped = Instant::now();
+    for talker in &mut talkers {
+        talker.until(LAPSED, "the app answers past a stopped agent", is_pod);
+    }
+    println!("the app answers conversations that go on {:?} after the agent was stopped", stopped.elapsed());
+    all_answered(&mut talkers, 20, is_pod);
+    agent.signal(laptop.cluster, "CONT");
+    for talker in &mut talkers {
+        talker.until(BACK, "the laptop answers again", is_laptop);
+    }
+    intercept.until_covered(1);
+    all_answered(&mut talkers, 20, is_laptop);
 }
 
 #[test]

@@ -9,7 +9,8 @@ use tokio::task::{LocalSet, spawn_local};
 use tokio::time::{Instant, sleep, timeout};
 use tpd_api::agent::Mode;
 
-use super::{BEAT, CLIENTS, Channels, DOUBT, IDLE, Table, serve};
+use super::conversation::{BEAT, DOUBT, RETRY, TRIAL};
+use super::{CLIENTS, Channels, IDLE, Table, serve};
 use crate::agent::proxy::rules::tests::{counts, rule};
 use crate::agent::proxy::{Port, Refusal, Rule};
 
@@ -105,16 +106,18 @@ async fn connected(to: SocketAddr) -> io::Result<UdpSocket> {
 /// A server that answers with its name and the question.
 async fn server(name: &'static str) -> (SocketAddr, tokio::task::JoinHandle<()>) {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let address = socket.local_addr().unwrap();
-    let task = spawn_local(async move {
+    (socket.local_addr().unwrap(), answer(socket, name))
+}
+
+fn answer(socket: UdpSocket, name: &'static str) -> tokio::task::JoinHandle<()> {
+    spawn_local(async move {
         let mut buffer = [0; 100];
         loop {
             let (length, from) = socket.recv_from(&mut buffer).await.unwrap();
             let answer = [name.as_bytes(), &buffer[..length]].concat();
             socket.send_to(&answer, from).await.unwrap();
         }
-    });
-    (address, task)
+    })
 }
 
 async fn ask(socket: &UdpSocket, question: &str) -> String {
@@ -125,7 +128,7 @@ async fn ask(socket: &UdpSocket, question: &str) -> String {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn exchanges_go_where_the_rules_say_and_to_the_app_when_the_laptop_refuses() {
+async fn conversations_go_where_the_rules_say_and_to_the_app_when_the_laptop_refuses() {
     LocalSet::new()
         .run_until(async {
             let (app, _app) = server("app ").await;
@@ -176,7 +179,7 @@ async fn a_client_that_keeps_sending_reaches_the_app_once_there_is_a_way_to_it()
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn exchanges_leave_a_laptop_that_has_vanished_and_new_ones_return_with_it() {
+async fn conversations_leave_a_laptop_that_has_vanished_and_return_with_it() {
     LocalSet::new()
         .run_until(async {
             let (app, _app) = server("app ").await;
@@ -213,16 +216,67 @@ async fn exchanges_leave_a_laptop_that_has_vanished_and_new_ones_return_with_it(
 
             world.gone.set(false);
             world.suspended.set(false);
-            assert_eq!(ask(&client, "4").await, "app 4", "it stays where it is understood");
-            let another = connected(client.peer_addr().unwrap()).await.unwrap();
-            another.send(b"5").await.unwrap();
-            laptop.recv_from(&mut buffer).await.unwrap();
-            let (length, from) = laptop.recv_from(&mut buffer).await.unwrap();
-            assert_eq!(&buffer[..length], b"5");
+            let (back, mut answer) = (Instant::now(), [0; 10]);
+            loop {
+                client.send(b"4").await.unwrap();
+                let Ok(heard) = timeout(2 * BEAT, client.recv(&mut answer)).await else { break };
+                assert_eq!(
+                    &answer[..heard.unwrap()],
+                    b"app 4",
+                    "the app answers what the laptop is tried with"
+                );
+                assert!(back.elapsed() < RETRY + 2 * TRIAL, "it is not tried");
+                sleep(BEAT / 4).await;
+            }
+            assert!(back.elapsed() >= TRIAL, "it had no time to refuse");
+            let mut from = from;
+            while let Ok((_, newest)) = laptop.try_recv_from(&mut buffer) {
+                from = newest;
+            }
             laptop.send_to(b"back", from).await.unwrap();
-            let length = another.recv(&mut buffer).await.unwrap();
+            let length = client.recv(&mut buffer).await.unwrap();
             assert_eq!(&buffer[..length], b"back");
             assert_eq!(counts(&counters), [2, 0, 1, 0]);
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn conversations_return_once_something_listens_again_and_nothing_is_lost_or_answered_twice() {
+    LocalSet::new()
+        .run_until(async {
+            let (app, _app) = server("app ").await;
+            let (laptop, at_laptop) = server("laptop ").await;
+            at_laptop.abort();
+            let _ = at_laptop.await;
+            let entry = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+            let client = connected(entry.local_addr().unwrap()).await.unwrap();
+            let port = Rc::new(Port::default());
+            let (all, counters) = rule("a", None, Mode::Intercept);
+            port.replace(vec![all]);
+            spawn_local(serve(entry, port, World::new(app, laptop)));
+            let begun = Instant::now();
+            let mut number = 0;
+            while begun.elapsed() < 2 * RETRY + BEAT {
+                number += 1;
+                assert_eq!(ask(&client, &number.to_string()).await, format!("app {number}"));
+                sleep(BEAT / 10).await;
+            }
+            assert_eq!(counts(&counters), [0, 0, 1, 0], "to be tried again is not to fail again");
+
+            let _laptop = answer(UdpSocket::bind(laptop).await.unwrap(), "laptop ");
+            let back = Instant::now();
+            loop {
+                number += 1;
+                let (answer, question) = (ask(&client, &number.to_string()).await, format!(" {number}"));
+                let who = answer.strip_suffix(&question).expect("each is answered once, and in turn");
+                if who == "laptop" {
+                    break;
+                }
+                assert!(back.elapsed() < RETRY + TRIAL, "{who} still answers");
+                sleep(BEAT / 10).await;
+            }
+            assert_eq!(counts(&counters), [1, 0, 1, 0]);
         })
         .await;
 }

@@ -1,0 +1,253 @@
+//! One client's conversation: with the laptop while that is there, else with the app.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::net::UdpSocket;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+
+use super::taps::Taps;
+use super::{Channels, Datagrams, LONGEST};
+use crate::agent::proxy::datagrams::Datagram;
+use crate::agent::proxy::rules::{Choice, Rule};
+
+/// How long a laptop's answer is awaited before it is looked whether the laptop is there, and how often from then on. One that
+/// is gone has half a second to give a sign of life, and is left at the fourth look, 0.8 s after what was sent to it in vain.
+pub(super) const BEAT: Duration = Duration::from_millis(200);
+
+/// How long that goes on, twice as long as it may take. What is not answered by then wants no answer, and has arrived.
+pub(super) const DOUBT: Duration = Duration::from_secs(2);
+
+/// Most datagrams of a client that are kept until it is known that the laptop takes any: half of what may wait, in number. In bytes
+/// they are no more than one may have, a third of it.
+const OPENING: usize = 32;
+
+/// How often a laptop that was left is tried again, as often as one that refuses connections.
+pub(super) const RETRY: Duration = Duration::from_secs(1);
+
+/// How long a laptop has to refuse what it is tried with, as long as it has to take a connection.
+pub(super) const TRIAL: Duration = Duration::from_millis(500);
+
+/// The way back to one client.
+pub(super) struct Answers {
+    socket: Rc<UdpSocket>,
+    client: SocketAddr,
+}
+
+impl Answers {
+    pub(super) fn new(socket: Rc<UdpSocket>, client: SocketAddr) -> Self {
+        Self { socket, client }
+    }
+
+    async fn send(&self, datagram: &[u8]) {
+        // As lost as any datagram may be.
+        let _ = self.socket.send_to(datagram, self.client).await;
+    }
+}
+
+/// Relays what one client sends, and the answers, until the client has been forgotten or nobody can be reached.
+pub(super) async fn converse<C: Channels>(
+    choice: Choice,
+    channels: Rc<C>,
+    datagrams: mpsc::Receiver<Datagram>,
+    answers: Answers,
+) {
+    let taps = Taps::new(&choice.taps, &channels);
+    let mut client = Client { datagrams, answers, taps, channels: &*channels };
+    let Some(rule) = &choice.laptop else { return client.with_app().await };
+    let mut laptop = channels.laptop(rule).await.ok();
+    loop {
+        let unanswered = match laptop {
+            Some(laptop) => match client.with_laptop(rule, &laptop).await {
+                Ok(()) => return,
+                Err(unanswered) => unanswered,
+            },
+            None => VecDeque::new(),
+        };
+        rule.counters().failed_open();
+        laptop = client.with_app_meanwhile(rule, unanswered).await;
+        if laptop.is_none() {
+            return;
+        }
+    }
+}
+
+/// One client, and the ways that its datagrams may take.
+struct Client<'a, C> {
+    datagrams: mpsc::Receiver<Datagram>,
+    answers: Answers,
+    taps: Taps,
+    channels: &'a C,
+}
+
+impl<C: Channels> Client<'_, C> {
+    /// The next datagram; `None` once the client has been forgotten.
+    async fn next(&mut self) -> Option<Datagram> {
+        let datagram = self.datagrams.recv().await?;
+        self.taps.copy(&datagram);
+        Some(datagram)
+    }
+
+    /// Relays until the client has been forgotten. Fails when the laptop refuses, or answers nothing and is left out, with what it
+    /// has not answered: with the last datagram, and with all of them while it has taken none.
+    ///
+    /// Counts the conversation once it is known not to have been refused.
+    async fn with_laptop(&mut self, rule: &Rc<Rule>, laptop: &C::Laptop) -> Result<(), VecDeque<Datagram>> {
+        let mut uncounted = Some(rule);
+        let mut buffer = vec![0; LONGEST];
+        let mut unanswered = VecDeque::new();
+        let (mut first, mut sent) = (Instant::now(), Instant::now());
+        let mut beat = interval(BEAT);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                datagram = self.next() => {
+                    let taken = !unanswered.is_empty() && first.elapsed() >= DOUBT;
+                    if taken || datagram.is_none() {
+                        count(&mut uncounted);
+                    }
+                    let Some(datagram) = datagram else { return Ok(()) };
+                    sent = Instant::now();
+                    if unanswered.is_empty() {
+                        first = sent;
+                        beat.reset();
+                    }
+                    let result = send(laptop, &datagram).await;
+                    keep(&mut unanswered, datagram, if uncounted.is_some() { OPENING } else { 1 });
+                    if result.is_err() {
+                        return Err(unanswered);
+                    }
+                }
+                _ = beat.tick(), if !unanswered.is_empty() => {
+                    if sent.elapsed() >= DOUBT {
+                        count(&mut uncounted);
+                        unanswered.clear();
+                    } else if self.is_left_out(rule, laptop) {
+                        return Err(unanswered);
+                    }
+                }
+                received = laptop.recv(&mut buffer) => {
+                    let Ok(length) = received else { return Err(unanswered) };
+                    count(&mut uncounted);
+                    unanswered.clear();
+                    self.answers.send(&buffer[..length]).await;
+                }
+            }
+        }
+    }
+
+    /// Whether the laptop is left out. If not, it is asked for a sign of life, so that it will be if it has gone.
+    fn is_left_out(&self, rule: &Rule, laptop: &C::Laptop) -> bool {
+        let is_left_out = self.channels.is_left_out(rule, laptop);
+        if !is_left_out {
+            self.channels.ask(rule);
+        }
+        is_left_out
+    }
+
+    /// Relays until the client has been forgotten. The app's refusals are the client's own business: it asks again, or not.
+    async fn with_app(&mut self) {
+        let Ok(app) = self.channels.app().await else { return };
+        let mut buffer = vec![0; LONGEST];
+        loop {
+            tokio::select! {
+                datagram = self.next() => {
+                    let Some(datagram) = datagram else { return };
+                    let _ = send(&app, &datagram).await;
+                }
+                received = app.recv(&mut buffer) => {
+                    if let Ok(length) = received {
+                        self.answers.send(&buffer[..length]).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The same, until the laptop is there again: a way to it then.
+    ///
+    /// Whether something listens there shows only in what becomes of a datagram. So from time to time the laptop gets a copy of
+    /// what goes to the app, which waits for nobody; and it is there if it answers that, or does not refuse it in time.
+    async fn with_app_meanwhile(&mut self, rule: &Rule, unanswered: VecDeque<Datagram>) -> Option<C::Laptop> {
+        let app = self.channels.app().await.ok()?;
+        for datagram in unanswered {
+            let _ = send(&app, &datagram).await;
+        }
+        let mut buffer = vec![0; LONGEST];
+        let mut trial: Option<C::Laptop> = None;
+        let mut due = Instant::now() + RETRY;
+        loop {
+            tokio::select! {
+                datagram = self.next() => {
+                    let datagram = datagram?;
+                    let _ = send(&app, &datagram).await;
+                    let now = Instant::now();
+                    if trial.is_none() && now >= due {
+                        trial = self.try_again(rule, &datagram).await;
+                        due = now + if trial.is_some() { TRIAL } else { RETRY };
+                    }
+                }
+                answer = heard(&trial) => {
+                    if answer.is_ok() {
+                        return trial;
+                    }
+                    (trial, due) = (None, Instant::now() + RETRY);
+                }
+                () = sleep_until(due), if trial.is_some() => {
+                    trial = trial.filter(|laptop| !self.channels.is_left_out(rule, laptop));
+                    if trial.is_some() {
+                        return trial;
+                    }
+                    due = Instant::now() + RETRY;
+                }
+                received = app.recv(&mut buffer) => {
+                    if let Ok(length) = received {
+                        self.answers.send(&buffer[..length]).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// A way to the laptop, if there is one, by which this datagram has been sent.
+    async fn try_again(&self, rule: &Rule, datagram: &[u8]) -> Option<C::Laptop> {
+        let laptop = self.channels.laptop(rule).await.ok()?;
+        self.channels.ask(rule);
+        send(&laptop, datagram).await.ok()?;
+        Some(laptop)
+    }
+}
+
+/// What a way does not take at once is lost, as it may be anywhere: one that has ended takes nothing, and says nothing.
+async fn send(channel: &impl Datagrams, datagram: &[u8]) -> io::Result<()> {
+    timeout(BEAT, channel.send(datagram)).await.unwrap_or(Ok(()))
+}
+
+/// Completes once a laptop that is tried has answered, or refused.
+async fn heard(trial: &Option<impl Datagrams>) -> io::Result<usize> {
+    match trial {
+        // What it says is not needed: the app answers that.
+        Some(laptop) => laptop.recv(&mut [0]).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Adds a datagram to those that may have to be sent again, and lets go of the oldest where they are too many.
+fn keep(unanswered: &mut VecDeque<Datagram>, datagram: Datagram, most: usize) {
+    unanswered.push_back(datagram);
+    let bytes = |kept: &VecDeque<Datagram>| kept.iter().map(|one| one.len()).sum::<usize>();
+    while unanswered.len() > most || bytes(unanswered) > LONGEST {
+        unanswered.pop_front();
+    }
+}
+
+/// Counts a conversation as the laptop's, once.
+fn count(uncounted: &mut Option<&Rc<Rule>>) {
+    if let Some(rule) = uncounted.take() {
+        rule.counters().went_to_laptop();
+    }
+}
