@@ -79,6 +79,9 @@ pub const MANAGER_CA: &str = "TPD_CA";
 /// Environment variable of the agent and of the init container: [`ENTRY`].
 pub const AGENT_ENTRY: &str = "TPD_ENTRY";
 
+/// Environment variable of the agent: how much memory it may have, bytes.
+pub const MEMORY: &str = "TPD_MEMORY";
+
 /// Environment variable of the agent and of the init container: probed ports as `STANDIN:PORT`, separated by commas.
 pub const PROBES: &str = "TPD_PROBES";
 

@@ -71,6 +71,10 @@ pub struct Config {
     #[arg(long, env = "TPD_CONTAINERS", value_delimiter = ',')]
     pub containers: Vec<String>,
 
+    /// How much memory the container may have, bytes.
+    #[arg(long, env = "TPD_MEMORY")]
+    pub memory: Option<usize>,
+
     /// File with the token that tells the managers which pod this is.
     #[arg(long, env = "TPD_TOKEN", default_value_os_t = token())]
     pub token: PathBuf,

@@ -16,15 +16,8 @@ use super::listeners::{AppPort, Listeners};
 use super::probe::Probes;
 use super::proxy::{self, Activity, Rule};
 use super::report::{Books, Finding};
+use super::room::Room;
 use super::stragglers::{self, Stragglers};
-
-/// Connections beyond which new ones go to the app without the agent: its memory is budgeted, and nobody is to wait for it.
-const CROWD: usize = 1_500;
-
-/// What may wait on connections, bytes, before new ones go to the app for the same reason: clients that send without end, a local
-/// process at a breakpoint, receivers that do not read. The overlay has a quarter of the agent's 64 MiB, and what comes within the 2 s
-/// that the redirect outlives its last heartbeat needs room, too.
-const FULL: usize = 24 << 20;
 
 /// How often the kernel's tables are looked through for stragglers, while there are any.
 const STRAGGLERS_PERIOD: Duration = Duration::from_secs(1);
@@ -38,6 +31,7 @@ pub struct Duty {
     config: Option<Rc<Config>>,
     laptops: Rc<Laptops>,
     listeners: Listeners,
+    room: Room,
     heartbeats: Heartbeats,
     books: Books,
     probes: Probes,
@@ -57,11 +51,12 @@ pub struct Duty {
 impl Duty {
     /// None yet.
     #[must_use]
-    pub fn new(listeners: Listeners, laptops: Rc<Laptops>, now: Instant) -> Self {
+    pub fn new(listeners: Listeners, laptops: Rc<Laptops>, room: Room, now: Instant) -> Self {
         Self {
             config: None,
             laptops,
             listeners,
+            room,
             heartbeats: Heartbeats::default(),
             books: Books::default(),
             probes: Probes::default(),
@@ -179,13 +174,12 @@ impl Duty {
     fn beat(&mut self) {
         let claims = &self.claims;
         self.heartbeats.retain(|entry| claims.values().any(|claimed| *claimed == entry));
-        let (connections, bytes) = (self.listeners.connections(), proxy::held());
-        let crowded = connections >= CROWD || bytes >= FULL;
+        let crowded = self.room.is_crowded();
         if std::mem::replace(&mut self.crowded, crowded) != crowded {
             warn!(
                 crowded,
-                connections,
-                bytes,
+                connections = proxy::connections(),
+                bytes = proxy::held(),
                 "while there are too many, or too much waits on them, new ones go to the app"
             );
         }

@@ -5,9 +5,11 @@ mod tests;
 
 use std::cell::{Ref, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -274,8 +276,15 @@ impl proxy::udp::Datagrams for Channel {
         self.datagrams.send(datagram).await
     }
 
-    async fn recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.datagrams.recv(buffer).await
+    async fn recv(&self, mut take: impl FnMut(&[u8])) -> io::Result<()> {
+        let receive = |cx: &mut Context<'_>| {
+            proxy::udp::with_buffer(|buffer| {
+                let length = ready!(self.datagrams.poll_recv(cx, buffer))?;
+                take(&buffer[..length]);
+                Poll::Ready(Ok(()))
+            })
+        };
+        poll_fn(receive).await
     }
 }
 

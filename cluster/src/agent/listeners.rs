@@ -14,9 +14,11 @@ use tokio::task::{AbortHandle, spawn_local};
 use tokio::time::{Instant, sleep};
 use tpd_api::agent::{Entry, Protocol};
 use tpd_api::inject::ENTRY_PORTS;
+use tracing::warn;
 
 use super::laptop::{Laptops, Ways};
 use super::proxy::{self, Activity, Addresses, Port, Rule};
+use super::room::Room;
 use super::shelf::{Desk, Held};
 
 /// A port of the app.
@@ -25,7 +27,7 @@ pub type AppPort = (Protocol, u16);
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 1024;
 
-/// Pause after a failed accept: the process is out of descriptors, and only time frees some.
+/// Pause after a failed accept, and where nothing more fits: only time frees descriptors and memory.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// How long a port is kept after its last rule and connection: the redirect outlives its last heartbeat by 2 s. Of datagrams nobody
@@ -67,6 +69,7 @@ pub struct Listeners {
     entry: Entry,
     listeners: BTreeMap<AppPort, Listener>,
     laptops: Rc<Laptops>,
+    room: Room,
     /// The pod's own address: where datagrams of the app go, as nothing tells which address a client called.
     pod: IpAddr,
 }
@@ -76,9 +79,9 @@ impl Listeners {
     ///
     /// # Errors
     /// Fails where a port that was taken over cannot be listened on: then the pod must not be ready.
-    pub fn new(entry: Entry, laptops: Rc<Laptops>, manager: SocketAddr) -> io::Result<Self> {
+    pub fn new(entry: Entry, laptops: Rc<Laptops>, manager: SocketAddr, room: Room) -> io::Result<Self> {
         let pod = own_address(manager).unwrap_or_else(|_| Ipv4Addr::LOCALHOST.into());
-        let mut listeners = Self { entry, listeners: BTreeMap::new(), laptops, pod };
+        let mut listeners = Self { entry, listeners: BTreeMap::new(), laptops, room, pod };
         for Held { app, entry, socket } in Desk.take_over() {
             listeners.start(app, entry, socket.into())?;
         }
@@ -180,7 +183,7 @@ impl Listeners {
         let task = match protocol {
             Protocol::Tcp => {
                 let listener = TcpListener::from_std(socket.into())?;
-                spawn_local(accept(listener, number, Rc::clone(&port), laptops))
+                spawn_local(accept(listener, number, Rc::clone(&port), laptops, self.room))
             }
             Protocol::Udp => {
                 let socket = UdpSocket::from_std(socket.into())?;
@@ -212,8 +215,14 @@ fn free(taken: impl Iterator<Item = u16>) -> Option<u16> {
     ENTRY_PORTS.into_iter().find(|port| !taken.contains(port))
 }
 
-async fn accept(listener: TcpListener, app: u16, port: Rc<Port>, laptops: Rc<Laptops>) {
+async fn accept(listener: TcpListener, app: u16, port: Rc<Port>, laptops: Rc<Laptops>, room: Room) {
     loop {
+        if room.is_full() {
+            warn!(app, connections = proxy::connections(), "new connections wait until there is room");
+            while room.is_full() {
+                sleep(PAUSE).await;
+            }
+        }
         match listener.accept().await {
             Ok((stream, client)) => {
                 let (port, laptops) = (Rc::clone(&port), Rc::clone(&laptops));

@@ -30,7 +30,7 @@ use super::policy::Grants;
 const TCP_FLOWS: usize = 4096;
 
 /// What the buffers of all those may use beyond their first 64 KiB, bytes: a quarter of the agent's memory.
-const TCP_MEMORY: usize = 16 << 20;
+pub(super) const TCP_MEMORY: usize = 16 << 20;
 
 /// How long a laptop may say nothing at all before requests that wait for it are over: their clients are production. A laptop that
 /// changes networks or managers is back within a few seconds; one at a breakpoint still answers, as its daemon does.

@@ -27,6 +27,7 @@ use super::merge::Managers;
 use super::parting::Loss;
 use super::policy::Grants;
 use super::ready::{self, Readiness};
+use super::room::Room;
 use super::uplinks::Uplinks;
 use crate::process;
 
@@ -97,7 +98,8 @@ impl Worker {
         let uplinks = Uplinks::new(key, Arc::clone(&grants), environments, Rc::clone(&changed));
         let uplinks = Rc::new(uplinks);
         let laptops = Rc::new(Laptops::new(Rc::clone(&uplinks), Rc::clone(&changed)));
-        let listeners = Listeners::new(config.entry, Rc::clone(&laptops), config.manager);
+        let room = Room::new(config.memory);
+        let listeners = Listeners::new(config.entry, Rc::clone(&laptops), config.manager, room);
         let listeners = listeners.context("listen on the ports that were taken over")?;
         Ok(Self {
             dialer,
@@ -109,7 +111,7 @@ impl Worker {
             standing: watch::Sender::new(Standing::default()),
             grants,
             uplinks,
-            duty: Duty::new(listeners, Rc::clone(&laptops), now),
+            duty: Duty::new(listeners, Rc::clone(&laptops), room, now),
             laptops,
             readiness: Readiness::new(now),
             is_ready: false,

@@ -6,6 +6,7 @@
 #![allow(clippy::print_stdout, reason = "figures that a person reads")]
 
 mod agents;
+mod capacity;
 mod commands;
 mod connect;
 mod corners;

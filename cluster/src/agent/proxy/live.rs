@@ -25,6 +25,16 @@ impl Sum for Activity {
     }
 }
 
+thread_local! {
+    /// Connections of all ports of this thread.
+    static CONNECTIONS: Cell<usize> = const { Cell::new(0) };
+}
+
+/// How many connections this thread relays.
+pub fn connections() -> usize {
+    CONNECTIONS.get()
+}
+
 /// The connections of a port. As many entries as there are generations that some connection still obeys.
 #[derive(Debug, Default)]
 pub(super) struct Live {
@@ -76,6 +86,7 @@ pub(super) struct Entry {
 
 impl Entry {
     pub(super) fn new(live: &Rc<Live>) -> Self {
+        CONNECTIONS.set(connections() + 1);
         live.all.update(|count| count + 1);
         Self { live: live.clone(), generation: None }
     }
@@ -106,6 +117,7 @@ impl Drop for Entry {
     fn drop(&mut self) {
         self.leave();
         self.live.all.update(|count| count - 1);
+        CONNECTIONS.set(connections() - 1);
     }
 }
 

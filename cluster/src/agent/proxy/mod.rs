@@ -21,7 +21,7 @@ mod upstream;
 use std::rc::Rc;
 
 pub use self::buffer::held;
-pub use self::live::Activity;
+pub use self::live::{Activity, connections};
 pub use self::rules::{Counters, Port, Rule, Rules};
 pub use self::upstream::{Addresses, Refusal, Transport, Upstreams};
 

@@ -6,6 +6,7 @@ mod taps;
 #[cfg(test)]
 mod tests;
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::future::Future;
 use std::io;
@@ -13,6 +14,8 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use rustix::net::RecvFlags;
+use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -22,7 +25,7 @@ use super::datagrams::Queue;
 use super::rules::{Port, Rule};
 use super::upstream::Refusal;
 
-/// Most clients at a time. Each may cost two sockets, and the memory of a datagram.
+/// Most clients at a time. Each may cost two sockets.
 const CLIENTS: usize = 1024;
 
 /// A client that has been silent for so long is forgotten: conntrack's `nf_conntrack_udp_timeout_stream` is 120 s, its time-out
@@ -43,8 +46,8 @@ pub trait Datagrams {
     /// Sends one.
     fn send(&self, datagram: &[u8]) -> impl Future<Output = io::Result<()>>;
 
-    /// Receives one.
-    fn recv(&self, buffer: &mut [u8]) -> impl Future<Output = io::Result<usize>>;
+    /// Receives one, and has `take` see it.
+    fn recv(&self, take: impl FnMut(&[u8])) -> impl Future<Output = io::Result<()>>;
 }
 
 impl Datagrams for UdpSocket {
@@ -52,9 +55,27 @@ impl Datagrams for UdpSocket {
         Self::send(self, datagram).await.map(drop)
     }
 
-    async fn recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        Self::recv(self, buffer).await
+    async fn recv(&self, mut take: impl FnMut(&[u8])) -> io::Result<()> {
+        // That an earlier one was refused is told by an error alone.
+        self.async_io(Interest::READABLE | Interest::ERROR, || {
+            with_buffer(|buffer| {
+                let (length, _) = rustix::net::recv(self, &mut *buffer, RecvFlags::DONTWAIT)?;
+                take(&buffer[..length]);
+                Ok(())
+            })
+        })
+        .await
     }
+}
+
+thread_local! {
+    /// Where datagrams are between two sockets. 64 KiB for every conversation would be all the memory that an agent has.
+    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; LONGEST].into());
+}
+
+/// Lends the buffer of this thread, which has room for any datagram.
+pub fn with_buffer<T>(receive: impl FnOnce(&mut [u8]) -> T) -> T {
+    BUFFER.with_borrow_mut(|buffer| receive(buffer))
 }
 
 /// Ways to the app and to the laptops.

@@ -394,7 +394,7 @@ mod tests {
         assert_eq!(octets.len() % 4, 0);
         let names: Vec<_> = names.iter().map(|(sequence, name)| (*sequence, name.as_str())).collect();
         assert_eq!(names[..4], [(1, "table tpd"), (2, "table tpd"), (3, "table tpd"), (4, "map tcp_live")]);
-        assert_eq!(names.iter().filter(|(_, name)| *name == "a rule of chain prerouting").count(), 5);
-        assert_eq!(names.last(), Some(&(15, "a rule of chain output")));
+        assert_eq!(names.iter().filter(|(_, name)| *name == "a rule of chain prerouting").count(), 4);
+        assert_eq!(names.last(), Some(&(20, "a rule of chain output")));
     }
 }

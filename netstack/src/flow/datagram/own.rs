@@ -82,20 +82,26 @@ impl Datagrams {
     ///
     /// As of [`Self::send`].
     pub async fn recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        poll_fn(|context| {
-            if let Some(datagram) = self.association.pop() {
-                let count = datagram.len().min(buffer.len());
-                buffer[..count].copy_from_slice(&datagram[..count]);
-                return Poll::Ready(Ok(count));
-            }
-            self.association.check()?;
-            let mut waiting = self.association.waiting.borrow_mut();
-            if !waiting.iter().any(|waker| waker.will_wake(context.waker())) {
-                waiting.push(context.waker().clone());
-            }
-            Poll::Pending
-        })
-        .await
+        poll_fn(|context| self.poll_recv(context, buffer)).await
+    }
+
+    /// The same, for who lends its buffer only while there is something to put into it.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Self::send`].
+    pub fn poll_recv(&self, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        if let Some(datagram) = self.association.pop() {
+            let count = datagram.len().min(buffer.len());
+            buffer[..count].copy_from_slice(&datagram[..count]);
+            return Poll::Ready(Ok(count));
+        }
+        self.association.check()?;
+        let mut waiting = self.association.waiting.borrow_mut();
+        if !waiting.iter().any(|waker| waker.will_wake(context.waker())) {
+            waiting.push(context.waker().clone());
+        }
+        Poll::Pending
     }
 }
 

@@ -1,6 +1,7 @@
 //! One client's conversation: with the laptop while that is there, else with the app.
 
 use std::collections::VecDeque;
+use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -43,9 +44,29 @@ impl Answers {
         Self { socket, client }
     }
 
-    async fn send(&self, datagram: &[u8]) {
-        // As lost as any datagram may be.
-        let _ = self.socket.send_to(datagram, self.client).await;
+    /// Passes the next datagram of a channel on.
+    async fn pass(&self, channel: &impl Datagrams) -> io::Result<()> {
+        channel
+            .recv(|datagram| {
+                // What the kernel does not take at once is as lost as any datagram may be.
+                let _ = self.socket.try_send_to(datagram, self.client);
+            })
+            .await
+    }
+}
+
+/// What one client sends.
+struct Incoming {
+    datagrams: mpsc::Receiver<Datagram>,
+    taps: Taps,
+}
+
+impl Incoming {
+    /// The next datagram; `None` once the client has been forgotten.
+    async fn next(&mut self) -> Option<Datagram> {
+        let datagram = self.datagrams.recv().await?;
+        self.taps.copy(&datagram);
+        Some(datagram)
     }
 }
 
@@ -56,8 +77,8 @@ pub(super) async fn converse<C: Channels>(
     datagrams: mpsc::Receiver<Datagram>,
     answers: Answers,
 ) {
-    let taps = Taps::new(&choice.taps, &channels);
-    let mut client = Client { datagrams, answers, taps, channels: &*channels };
+    let incoming = Incoming { datagrams, taps: Taps::new(&choice.taps, &channels) };
+    let mut client = Client { incoming, answers, channels: &*channels };
     let Some(rule) = &choice.laptop else { return client.with_app().await };
     let mut laptop = channels.laptop(rule).await.ok();
     loop {
@@ -78,34 +99,26 @@ pub(super) async fn converse<C: Channels>(
 
 /// One client, and the ways that its datagrams may take.
 struct Client<'a, C> {
-    datagrams: mpsc::Receiver<Datagram>,
+    incoming: Incoming,
     answers: Answers,
-    taps: Taps,
     channels: &'a C,
 }
 
 impl<C: Channels> Client<'_, C> {
-    /// The next datagram; `None` once the client has been forgotten.
-    async fn next(&mut self) -> Option<Datagram> {
-        let datagram = self.datagrams.recv().await?;
-        self.taps.copy(&datagram);
-        Some(datagram)
-    }
-
     /// Relays until the client has been forgotten. Fails when the laptop refuses, or answers nothing and is left out, with what it
     /// has not answered: with the last datagram, and with all of them while it has taken none.
     ///
     /// Counts the conversation once it is known not to have been refused.
     async fn with_laptop(&mut self, rule: &Rc<Rule>, laptop: &C::Laptop) -> Result<(), VecDeque<Datagram>> {
+        let Self { incoming, answers, channels } = self;
         let mut uncounted = Some(rule);
-        let mut buffer = vec![0; LONGEST];
         let mut unanswered = VecDeque::new();
         let (mut first, mut sent) = (Instant::now(), Instant::now());
         let mut beat = interval(BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                datagram = self.next() => {
+                datagram = incoming.next() => {
                     let taken = !unanswered.is_empty() && first.elapsed() >= DOUBT;
                     if taken || datagram.is_none() {
                         count(&mut uncounted);
@@ -126,44 +139,35 @@ impl<C: Channels> Client<'_, C> {
                     if sent.elapsed() >= DOUBT {
                         count(&mut uncounted);
                         unanswered.clear();
-                    } else if self.is_left_out(rule, laptop) {
+                    } else if channels.is_left_out(rule, laptop) {
                         return Err(unanswered);
+                    } else {
+                        // If it has gone, it will be left out.
+                        channels.ask(rule);
                     }
                 }
-                received = laptop.recv(&mut buffer) => {
-                    let Ok(length) = received else { return Err(unanswered) };
+                passed = answers.pass(laptop) => {
+                    if passed.is_err() {
+                        return Err(unanswered);
+                    }
                     count(&mut uncounted);
                     unanswered.clear();
-                    self.answers.send(&buffer[..length]).await;
                 }
             }
         }
     }
 
-    /// Whether the laptop is left out. If not, it is asked for a sign of life, so that it will be if it has gone.
-    fn is_left_out(&self, rule: &Rule, laptop: &C::Laptop) -> bool {
-        let is_left_out = self.channels.is_left_out(rule, laptop);
-        if !is_left_out {
-            self.channels.ask(rule);
-        }
-        is_left_out
-    }
-
     /// Relays until the client has been forgotten. The app's refusals are the client's own business: it asks again, or not.
     async fn with_app(&mut self) {
-        let Ok(app) = self.channels.app().await else { return };
-        let mut buffer = vec![0; LONGEST];
+        let Self { incoming, answers, channels } = self;
+        let Ok(app) = channels.app().await else { return };
         loop {
             tokio::select! {
-                datagram = self.next() => {
+                datagram = incoming.next() => {
                     let Some(datagram) = datagram else { return };
                     let _ = send(&app, &datagram).await;
                 }
-                received = app.recv(&mut buffer) => {
-                    if let Ok(length) = received {
-                        self.answers.send(&buffer[..length]).await;
-                    }
-                }
+                _ = answers.pass(&app) => {}
             }
         }
     }
@@ -173,21 +177,21 @@ impl<C: Channels> Client<'_, C> {
     /// Whether something listens there shows only in what becomes of a datagram. So from time to time the laptop gets a copy of
     /// what goes to the app, which waits for nobody; and it is there if it answers that, or does not refuse it in time.
     async fn with_app_meanwhile(&mut self, rule: &Rule, unanswered: VecDeque<Datagram>) -> Option<C::Laptop> {
-        let app = self.channels.app().await.ok()?;
+        let Self { incoming, answers, channels } = self;
+        let app = channels.app().await.ok()?;
         for datagram in unanswered {
             let _ = send(&app, &datagram).await;
         }
-        let mut buffer = vec![0; LONGEST];
         let mut trial: Option<C::Laptop> = None;
         let mut due = Instant::now() + RETRY;
         loop {
             tokio::select! {
-                datagram = self.next() => {
+                datagram = incoming.next() => {
                     let datagram = datagram?;
                     let _ = send(&app, &datagram).await;
                     let now = Instant::now();
                     if trial.is_none() && now >= due {
-                        trial = self.try_again(rule, &datagram).await;
+                        trial = try_again(*channels, rule, &datagram).await;
                         due = now + if trial.is_some() { TRIAL } else { RETRY };
                     }
                 }
@@ -198,28 +202,24 @@ impl<C: Channels> Client<'_, C> {
                     (trial, due) = (None, Instant::now() + RETRY);
                 }
                 () = sleep_until(due), if trial.is_some() => {
-                    trial = trial.filter(|laptop| !self.channels.is_left_out(rule, laptop));
+                    trial = trial.filter(|laptop| !channels.is_left_out(rule, laptop));
                     if trial.is_some() {
                         return trial;
                     }
                     due = Instant::now() + RETRY;
                 }
-                received = app.recv(&mut buffer) => {
-                    if let Ok(length) = received {
-                        self.answers.send(&buffer[..length]).await;
-                    }
-                }
+                _ = answers.pass(&app) => {}
             }
         }
     }
+}
 
-    /// A way to the laptop, if there is one, by which this datagram has been sent.
-    async fn try_again(&self, rule: &Rule, datagram: &[u8]) -> Option<C::Laptop> {
-        let laptop = self.channels.laptop(rule).await.ok()?;
-        self.channels.ask(rule);
-        send(&laptop, datagram).await.ok()?;
-        Some(laptop)
-    }
+/// A way to the laptop, if there is one, by which this datagram has been sent.
+async fn try_again<C: Channels>(channels: &C, rule: &Rule, datagram: &[u8]) -> Option<C::Laptop> {
+    let laptop = channels.laptop(rule).await.ok()?;
+    channels.ask(rule);
+    send(&laptop, datagram).await.ok()?;
+    Some(laptop)
 }
 
 /// What a way does not take at once is lost, as it may be anywhere: one that has ended takes nothing, and says nothing.
@@ -228,11 +228,11 @@ async fn send(channel: &impl Datagrams, datagram: &[u8]) -> io::Result<()> {
 }
 
 /// Completes once a laptop that is tried has answered, or refused.
-async fn heard(trial: &Option<impl Datagrams>) -> io::Result<usize> {
+async fn heard(trial: &Option<impl Datagrams>) -> io::Result<()> {
     match trial {
         // What it says is not needed: the app answers that.
-        Some(laptop) => laptop.recv(&mut [0]).await,
-        None => std::future::pending().await,
+        Some(laptop) => laptop.recv(|_| ()).await,
+        None => pending().await,
     }
 }
 

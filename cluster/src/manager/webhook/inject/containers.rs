@@ -4,12 +4,12 @@ use k8s_openapi::api::core::v1::{Container, PodSpec, ResourceRequirements};
 use serde_json::{Value, json};
 use tpd_api::agent::{AUDIENCE, Entry};
 use tpd_api::inject::{
-    AGENT, AGENT_ENTRY, AGENT_UID, APP_CONTAINERS, INIT, MANAGER_ADDRESS, MANAGER_CA, PROBES, READY_PORT,
-    TOKEN_DIRECTORY, TOKEN_FILE, TOKEN_VOLUME,
+    AGENT, AGENT_ENTRY, AGENT_UID, APP_CONTAINERS, INIT, MANAGER_ADDRESS, MANAGER_CA, MEMORY, PROBES,
+    READY_PORT, TOKEN_DIRECTORY, TOKEN_FILE, TOKEN_VOLUME,
 };
 
 use super::probes::StandIns;
-use super::{Settings, environment};
+use super::{Settings, environment, quantity};
 
 /// How long a token lasts, seconds. The kubelet renews it when four fifths have passed; the API server's least is ten minutes.
 const TOKEN_SECONDS: u32 = 3600;
@@ -44,6 +44,7 @@ impl Blueprint<'_> {
             variable(AGENT_ENTRY, &self.entry()),
             variable(APP_CONTAINERS, &names.join(",")),
         ]);
+        env.extend(self.memory().map(|limit| variable(MEMORY, &limit)));
         env.extend(probes(stand_ins));
         let mut agent = json!({
             "name": AGENT,
@@ -106,6 +107,12 @@ impl Blueprint<'_> {
                 "seccompProfile": { "type": "RuntimeDefault" },
             },
         })
+    }
+
+    /// How much memory the agent may have, bytes, if that is said.
+    fn memory(&self) -> Option<String> {
+        let limit = self.resources.limits.as_ref()?.get("memory").and_then(quantity::parse)?;
+        Some((limit / 1000).to_string())
     }
 
     /// The entry as text.

@@ -149,8 +149,9 @@ impl Candidate {
     pub fn inject(&self, around: &Surroundings, settings: &Settings) -> Result<Patch, String> {
         self.admissible()?;
         let manager = around.manager.as_deref().ok_or("the managers' Service has no address yet")?;
-        let resources = resources::fit(&self.spec, &around.limit_ranges, &around.quotas)?;
         let (mut patch, entry, stand_ins) = self.entry(around)?;
+        let stands_in = entry != Entry::Redirect;
+        let resources = resources::fit(&self.spec, stands_in, &around.limit_ranges, &around.quotas)?;
         let blueprint = Blueprint { settings, manager, entry: &entry, resources: &resources };
         let mut added = vec![blueprint.agent(&self.spec, &stand_ins)];
         if entry == Entry::Redirect {

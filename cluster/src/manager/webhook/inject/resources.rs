@@ -17,6 +17,9 @@ const MEMORY_REQUEST: Milli = 1000 * (32 << 20);
 /// The agent's memory budget.
 const MEMORY_LIMIT: Milli = 1000 * (64 << 20);
 
+/// That of an agent that all connections of a port go through, whether or not somebody intercepts them: room for 19,000.
+const LARGE_MEMORY_LIMIT: Milli = 1000 * (256 << 20);
+
 /// Where a limit of CPU has to be: a Guaranteed pod, or a quota of limits. Intercepted traffic is carried within it, and
 /// what does not fit goes to the app.
 const CPU_LIMIT: Milli = 100;
@@ -74,23 +77,38 @@ pub fn class(pod: &PodSpec) -> Class {
     }
 }
 
-/// What the agent gets: as little as its class has it, within what the namespace allows.
+/// What the agent gets: as little as its class has it, within what the namespace allows. One that stands in for ports of the
+/// app gets more memory where it need not be paid for.
 ///
 /// # Errors
 /// Tells what keeps the agent out.
 pub fn fit(
     pod: &PodSpec,
+    stands_in: bool,
     ranges: &[LimitRange],
     quotas: &[ResourceQuota],
 ) -> Result<ResourceRequirements, String> {
     let class = class(pod);
-    // A pod that has a budget of its own shares it among its containers.
-    if pod.resources.is_some() || class == Class::BestEffort {
-        return Ok(ResourceRequirements::default());
+    let of = |memory| fit_with(pod, class, memory, ranges, quotas);
+    match class {
+        // A pod that has a budget of its own shares it among its containers.
+        _ if pod.resources.is_some() => Ok(ResourceRequirements::default()),
+        Class::BestEffort => Ok(ResourceRequirements::default()),
+        Class::Burstable if stands_in => of(LARGE_MEMORY_LIMIT).or_else(|_| of(MEMORY_LIMIT)),
+        Class::Burstable | Class::Guaranteed => of(MEMORY_LIMIT),
     }
+}
+
+fn fit_with(
+    pod: &PodSpec,
+    class: Class,
+    memory: Milli,
+    ranges: &[LimitRange],
+    quotas: &[ResourceQuota],
+) -> Result<ResourceRequirements, String> {
     let mut result = ResourceRequirements::default();
     for resource in RESOURCES {
-        let mut share = Share::of(class, resource);
+        let mut share = Share::of(class, resource, memory);
         if share.limit.is_none() && is_limited(quotas, resource) {
             share.limit = Some(CPU_LIMIT);
         }
@@ -117,14 +135,12 @@ struct Share {
 }
 
 impl Share {
-    fn of(class: Class, resource: Resource) -> Self {
+    fn of(class: Class, resource: Resource, memory: Milli) -> Self {
         match (class, resource) {
             (Class::Guaranteed, Resource::Cpu) => Self { request: CPU_LIMIT, limit: Some(CPU_LIMIT) },
-            (Class::Guaranteed, Resource::Memory) => {
-                Self { request: MEMORY_LIMIT, limit: Some(MEMORY_LIMIT) }
-            }
+            (Class::Guaranteed, Resource::Memory) => Self { request: memory, limit: Some(memory) },
             (_, Resource::Cpu) => Self { request: CPU_REQUEST, limit: None },
-            (_, Resource::Memory) => Self { request: MEMORY_REQUEST, limit: Some(MEMORY_LIMIT) },
+            (_, Resource::Memory) => Self { request: MEMORY_REQUEST, limit: Some(memory) },
         }
     }
 
@@ -307,7 +323,22 @@ mod tests {
     }
 
     fn fitted(pod: &PodSpec, ranges: &[LimitRange], quotas: &[ResourceQuota]) -> Result<Value, String> {
-        fit(pod, ranges, quotas).map(|resources| to_value(resources).unwrap())
+        fit(pod, false, ranges, quotas).map(|resources| to_value(resources).unwrap())
+    }
+
+    #[test]
+    fn who_stands_in_for_ports_has_room_for_their_connections_where_that_costs_nothing() {
+        let limit = |pod: &PodSpec, ranges: &[LimitRange], quotas: &[ResourceQuota]| {
+            let resources = to_value(fit(pod, true, ranges, quotas).unwrap()).unwrap();
+            (resources["requests"]["memory"].clone(), resources["limits"]["memory"].clone())
+        };
+        assert_eq!(limit(&burstable(), &[], &[]), (json!("33554432"), json!("268435456")));
+        assert_eq!(limit(&guaranteed(), &[], &[]), (json!("67108864"), json!("67108864")));
+        let at_most = range("Container", json!({ "max": { "memory": "128Mi" } }));
+        assert_eq!(limit(&burstable(), &at_most, &[]).1, json!("134217728"));
+        let tight = quota(json!({ "limits.memory": "1Gi" }), json!({ "limits.memory": "900Mi" }));
+        let with_limits = pod(&[json!({ "limits": { "memory": "10Mi" } })]);
+        assert_eq!(limit(&with_limits, &[], &tight).1, json!("67108864"), "less is better than nothing");
     }
 
     /// The class of a pod that has the agent, too.
