@@ -54,10 +54,10 @@ const RULES: &str = r#"table inet tpd {
 	}
 
 	chain datagrams {
-		type filter hook prerouting priority raw; policy accept;
+		type filter hook prerouting priority mangle; policy accept;
 		iif "lo" accept
-		udp checksum 0 udp dport set udp dport map @udp_live
-		udp dport set udp dport map @udp_live
+		ct direction original udp checksum 0 udp dport set udp dport map @udp_live
+		ct direction original udp dport set udp dport map @udp_live
 	}
 
 	chain prerouting {
@@ -166,6 +166,34 @@ fn a_client_whose_datagrams_never_pause_changes_side_with_the_heartbeats() {
     for talker in talkers {
         assert_eq!(talker.stop(), 0, "questions without an answer");
     }
+}
+
+#[test]
+fn what_answers_the_apps_own_datagrams_reaches_the_app() {
+    if !geteuid().is_root() {
+        println!("NOT TESTED: network namespaces need root");
+        return;
+    }
+    let pod = Namespace::new();
+    let client = Namespace::new();
+    connect(&pod, &client);
+    pod.run(|| {
+        serve("agent", ENTRY, UDP_ENTRY);
+        apply(&[]).unwrap();
+    });
+    client.run(|| serve("peer", APP, APP));
+    let agent = Claims::start(&pod, AGENT_UID);
+    sleep(2 * PERIOD);
+    assert_eq!(client.run(|| ask_udp((POD_V4, APP).into())), "agent");
+    let answer = pod.run(|| {
+        let socket = UdpSocket::bind((POD_V4, APP)).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        socket.send_to(b"?", ("10.9.0.1", APP)).unwrap();
+        let mut answer = [0; 16];
+        socket.recv(&mut answer).map(|length| String::from_utf8_lossy(&answer[..length]).into_owned())
+    });
+    assert_eq!(answer.expect("an answer"), "peer");
+    agent.stop();
 }
 
 /// Asks by datagrams from one port, every 10 ms.

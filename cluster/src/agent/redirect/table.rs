@@ -6,10 +6,10 @@
 //!     map udp_live { type inet_service : inet_service; size 64; flags dynamic,timeout; timeout 2s; }
 //!     map udp_back { type inet_service : inet_service; size 64; flags dynamic,timeout; timeout 65s; }
 //!     chain datagrams {
-//!         type filter hook prerouting priority raw; policy accept;
+//!         type filter hook prerouting priority mangle; policy accept;
 //!         iif "lo" accept
-//!         udp checksum 0 udp dport set udp dport map @udp_live
-//!         udp dport set udp dport map @udp_live
+//!         ct direction original udp checksum 0 udp dport set udp dport map @udp_live
+//!         ct direction original udp dport set udp dport map @udp_live
 //!     }
 //!     chain prerouting {
 //!         type nat hook prerouting priority dstnat; policy accept;
@@ -34,10 +34,10 @@
 //! The last rule is for an agent whose sockets are gone with it: the first connection that the kernel itself refuses in its place
 //! (a reset before there was a connection) ends the redirect, so that the next one reaches the app.
 //!
-//! Datagrams are not redirected but readdressed, each by itself, before the kernel looks for what it knows of their sender: what
-//! that says never changes for a client that is never silent, so none would ever change side. The first of the two rules leaves
-//! a checksum alone that says there is none (RFC 768); `nft` has no words for that difference. The agent's answers are given
-//! back the app's port for as long as it may have some.
+//! Datagrams are not redirected but readdressed, each by itself: where a redirect has led a conversation, or has not, it stays
+//! for as long as the client is never silent. What answers the app's own datagrams is left alone, though it comes to the same
+//! port. The first of the two rules leaves a checksum alone that says there is none (RFC 768); `nft` has no words for that
+//! difference. The agent's answers are given back the app's port for as long as it may have some.
 //!
 //! Nothing here ever changes. What a port is redirected to, and whether it is, is in the maps; and what is in them is there for as
 //! long as the agent says so and 2 s more. So an agent that is killed, stopped or starved takes no traffic with it.
@@ -134,8 +134,8 @@ struct Chain {
     priority: i32,
 }
 
-/// Where packets come in, at the priority `raw`: ahead of connection tracking, and behind the joining of fragments.
-const DATAGRAMS: Chain = Chain { name: "datagrams", kind: "filter", hook: 0, priority: -300 };
+/// Where packets come in, at the priority `mangle`: fragments are joined, and it is known who has begun the conversation.
+const DATAGRAMS: Chain = Chain { name: "datagrams", kind: "filter", hook: 0, priority: -150 };
 
 /// Where packets come in, at the priority `dstnat`.
 const PREROUTING: Chain = Chain { name: "prerouting", kind: "nat", hook: 0, priority: -100 };
@@ -145,10 +145,14 @@ const OUTPUT: Chain = Chain { name: "output", kind: "filter", hook: 3, priority:
 
 /// What becomes of datagrams to the pod.
 fn datagrams() -> [Vec<Expression>; 3] {
-    let mut unsummed = transport(Protocol::Udp).to_vec();
+    let asked = || {
+        let mut rule = direction(ORIGINAL).to_vec();
+        rule.extend(transport(Protocol::Udp));
+        rule
+    };
+    let (mut unsummed, mut summed) = (asked(), asked());
     unsummed.extend([checksum(), equal(&[0; 2])]);
     unsummed.extend(readdress(UDP_LIVE, Port::Destination, Checksum::None));
-    let mut summed = transport(Protocol::Udp).to_vec();
     summed.extend(readdress(UDP_LIVE, Port::Destination, Checksum::Kept));
     [own(), unsummed, summed]
 }
@@ -233,8 +237,6 @@ fn refusal() -> Vec<Expression> {
     /// The RST bit of TCP's flags (RFC 9293, 3.1), which are that octet of its header.
     const RESET: u8 = 0x04;
     const FLAGS: u32 = 13;
-    /// `IP_CT_DIR_REPLY`.
-    const REPLY: u8 = 1;
     /// `IPS_ASSURED`: the connection was made.
     const ASSURED: u32 = 1 << 2;
     let flags = Expression::Payload {
@@ -245,7 +247,7 @@ fn refusal() -> Vec<Expression> {
     };
     let mut rule = from_entry(Protocol::Tcp);
     rule.extend([flags, Expression::Mask(vec![RESET]), equal(&[RESET])]);
-    rule.extend([Expression::Connection(Connection::Direction), equal(&[REPLY])]);
+    rule.extend(direction(REPLY));
     rule.extend([
         Expression::Connection(Connection::Status),
         Expression::Mask(ASSURED.to_ne_bytes().into()),
@@ -268,6 +270,14 @@ fn from_entry(protocol: Protocol) -> Vec<Expression> {
         Expression::Compare(Compare::AtMost, ENTRY_PORTS.end().to_be_bytes().into()),
     ]);
     rule
+}
+
+/// Directions of a connection (`IP_CT_DIR_*`).
+const ORIGINAL: u8 = 0;
+const REPLY: u8 = 1;
+
+fn direction(number: u8) -> [Expression; 2] {
+    [Expression::Connection(Connection::Direction), equal(&[number])]
 }
 
 fn transport(protocol: Protocol) -> [Expression; 2] {
