@@ -260,6 +260,9 @@ pub struct Counts {
     pub agents: u32,
     /// Are ready, and their agents hand traffic over.
     pub acknowledged: u32,
+    /// Have just left without having handed theirs over, so Services may still lead to them.
+    #[serde(default)]
+    pub leaving: u32,
 }
 
 /// What has gone where. Requests where HTTP was understood; elsewhere connections, and of UDP, exchanges of one client.

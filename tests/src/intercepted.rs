@@ -89,13 +89,16 @@ impl Intercepted<'_> {
         })
     }
 
-    /// Waits until just so many pods are ready and all of them have acknowledged.
+    /// Waits until just so many pods are ready, all of them have acknowledged, and Services lead to no other.
     #[track_caller]
     pub fn until_covered(&self, pods: u32) -> InterceptStatus {
         let what = format!("all of {pods} pods have acknowledged");
         let covered = |status: &InterceptStatus| {
             let counts = status.counts;
-            status.state == State::Active && counts.ready == pods && counts.acknowledged == pods
+            status.state == State::Active
+                && counts.ready == pods
+                && counts.acknowledged == pods
+                && counts.leaving == 0
         };
         self.until(Duration::from_secs(30), &what, covered).0
     }

@@ -136,7 +136,7 @@ mod tests {
             request,
             status: Some(InterceptStatus {
                 state: State::Active,
-                counts: Counts { pods: 2, ready: 2, agents: 1, acknowledged: 1 },
+                counts: Counts { pods: 2, ready: 2, agents: 1, acknowledged: 1, leaving: 0 },
                 traffic,
                 pods: vec![good, bad],
                 ..InterceptStatus::default()

@@ -127,7 +127,7 @@ mod tests {
     fn own_and_others_stand_in_one_table() {
         let mut request = example("web", &["http"]);
         request.name = Some("web-ann-1".into());
-        let counts = Counts { pods: 3, ready: 3, agents: 3, acknowledged: 2 };
+        let counts = Counts { pods: 3, ready: 3, agents: 3, acknowledged: 2, leaving: 0 };
         let active = Some(InterceptStatus { state: State::Active, counts, ..InterceptStatus::default() });
         let own = Intercept {
             request,

@@ -178,6 +178,24 @@ fn every_kind_of_condition_takes_what_it_says() {
 }
 
 #[test]
+fn every_request_is_the_laptops_as_soon_as_it_is_said_to_be() {
+    let laptop = Laptop::take();
+    let _connection = connected(&laptop);
+    // The pods that are replaced serve on after they are told to end, which is when Services may still lead to them.
+    let patient = json!({ "spec": {
+        "terminationGracePeriodSeconds": 8,
+        "containers": [{ "lifecycle": { "preStop": { "sleep": { "seconds": 5 } } } }],
+    } });
+    let prompt = Workload::deploy(laptop.cluster, "prompt", 3, &patient);
+    let _local = Local::start(&laptop, LOCAL);
+    prompt.until_ready(3);
+    laptop.try_intercept("store", "prompt", ALL).ok();
+    let load = Load::on(Source::Node, &prompt.url()).with("-close").connections(20).requests(200);
+    load.run(laptop.cluster).none_failed().all_by(is_laptop);
+    laptop.run("tpd leave --all").ok();
+}
+
+#[test]
 fn an_intercept_that_begins_changes_and_ends_fails_no_request_of_busy_connections() {
     let laptop = Laptop::take();
     let _connection = connected(&laptop);

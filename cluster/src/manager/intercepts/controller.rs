@@ -227,6 +227,7 @@ impl Controller {
         self.settled.get_or_insert(self.surveyed);
         let survey = self.tracker.survey(Timestamp::now());
         self.tell(&survey);
+        survey.again.into_iter().for_each(|pause| self.want(pause));
         self.metrics.agents(self.tracker.sessions.count());
         self.metrics.intercepts(survey.statuses.values().map(|status| status.state));
         if leads {

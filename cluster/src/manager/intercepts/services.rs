@@ -50,6 +50,13 @@ impl<'a> Services<'a> {
         self.indices(pod).map(|index| self.all[index].0).collect()
     }
 
+    /// The Services that select a pod, whether it is still there or not.
+    #[must_use]
+    pub fn selecting(&self, pod: &Pod) -> Vec<&'a Service> {
+        let services = self.all.iter().map(|(service, _)| *service);
+        services.filter(|service| !service.selector.is_empty() && selects(service, pod)).collect()
+    }
+
     /// The same as its agent is told.
     #[must_use]
     pub fn describe(&self, pod: &Pod, zone: &str) -> Vec<agent::Service> {

@@ -30,6 +30,15 @@ pub struct Fare<'a> {
     pub reason: Option<String>,
 }
 
+/// How the pods of an intercept's workload fare.
+#[derive(Clone, Debug, Default)]
+pub struct Fares<'a> {
+    /// Those that are there.
+    pub present: Vec<Fare<'a>>,
+    /// How many have just left without having handed their traffic over.
+    pub leaving: usize,
+}
+
 impl Fare<'_> {
     /// Whether its agent hands traffic over by some generation of the spec.
     fn hands_over(&self) -> bool {
@@ -84,12 +93,13 @@ pub enum Carriage {
 pub fn status(
     intercept: &Intercept,
     verdict: &Verdict,
-    fares: &[Fare<'_>],
+    fares: &Fares<'_>,
     total: Traffic,
     carriage: Carriage,
     now: Timestamp,
 ) -> InterceptStatus {
     let generation = intercept.generation;
+    let Fares { present: fares, leaving } = fares;
     let count = |which: &dyn Fn(&Fare<'_>) -> bool| {
         u32::try_from(fares.iter().filter(|fare| which(fare)).count()).unwrap_or(u32::MAX)
     };
@@ -98,6 +108,7 @@ pub fn status(
         ready: count(&|fare| fare.pod.ready),
         agents: count(&|fare| fare.agent.is_some()),
         acknowledged: count(&|fare| fare.pod.ready && fare.acknowledged(generation)),
+        leaving: u32::try_from(*leaving).unwrap_or(u32::MAX),
     };
     let active = verdict.refusal.is_none() && fares.iter().any(Fare::hands_over);
     let state = match counts.agents {
@@ -163,14 +174,19 @@ fn connected(carriage: Carriage, active: bool) -> Said {
 }
 
 fn covered(counts: Counts) -> Said {
-    let Counts { ready, acknowledged, .. } = counts;
+    let Counts { ready, acknowledged, leaving, .. } = counts;
     let (status, reason) = match (ready, acknowledged) {
         (0, _) => ("False", "NoReadyPods"),
+        (ready, acknowledged) if ready == acknowledged && leaving > 0 => ("False", "PodsLeaving"),
         (ready, acknowledged) if ready == acknowledged => ("True", "AllAcknowledged"),
         (_, 0) => ("False", "NoneAcknowledged"),
         _ => ("False", "SomeAcknowledged"),
     };
-    let message = format!("{acknowledged} of {ready} ready pods hand traffic over");
+    let left = match leaving {
+        0 => String::new(),
+        leaving => format!("; Services may still lead to {leaving} that left without an agent"),
+    };
+    let message = format!("{acknowledged} of {ready} ready pods hand traffic over{left}");
     Said { kind: COVERED, status, reason, message }
 }
 
@@ -213,7 +229,7 @@ mod tests {
     use super::super::accept::{Refusal, Verdict};
     use super::super::objects::Intercept;
     use super::super::samples::{at, injected, intercept};
-    use super::{Carriage, Fare, falls_back, only_counts, status};
+    use super::{Carriage, Fare, Fares, falls_back, only_counts, status};
 
     fn report(generation: i64) -> InterceptReport {
         InterceptReport { generation, acknowledged: true, ..InterceptReport::default() }
@@ -237,7 +253,14 @@ mod tests {
             })
             .collect();
         let verdict = Verdict { refusal: None, ports: vec![] };
-        status(intercept, &verdict, &fares, Traffic::default(), Carriage::Carried, at(second))
+        status(
+            intercept,
+            &verdict,
+            &Fares { present: fares, leaving: 0 },
+            Traffic::default(),
+            Carriage::Carried,
+            at(second),
+        )
     }
 
     fn condition<'a>(status: &'a InterceptStatus, kind: &str) -> (&'a str, &'a str) {
@@ -279,7 +302,14 @@ mod tests {
             reason: None,
         };
         let verdict = Verdict { refusal: Some(Refusal::Expired), ports: vec![] };
-        let status = status(&one, &verdict, &[fare], Traffic::default(), Carriage::Unknown, at(1));
+        let status = status(
+            &one,
+            &verdict,
+            &Fares { present: vec![fare], leaving: 0 },
+            Traffic::default(),
+            Carriage::Unknown,
+            at(1),
+        );
         assert_eq!(status.state, State::Waiting);
         assert_eq!(condition(&status, "Accepted"), ("False", "Expired"));
         assert_eq!(condition(&status, "Connected").0, "Unknown");

@@ -14,6 +14,7 @@ pub mod outlook;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
 use tpd_api::agent::Config;
@@ -22,13 +23,15 @@ use tpd_netstack::server::Pair;
 
 use super::accept::{self, Verdict};
 use super::configure::{self, Facts, Served};
+use super::leavers::{Leaver, Leavers};
 use super::linger::Lingering;
 use super::objects::{Intercept, Pod, Service};
 use super::ports;
 use super::replace::{Lack, Lacks, Need, Plan, PortKey, Step};
 use super::services::Services;
 use super::sessions::{Agent, Sessions};
-use super::status::{self, Carriage, Fare};
+use super::spread::Spread;
+use super::status::{self, Carriage, Fare, Fares};
 use super::strangers::{self, Strangers};
 use super::tally::Tally;
 use super::world::{Known, World};
@@ -52,6 +55,8 @@ pub struct Tracker {
     lacks: Lacks,
     strangers: Strangers,
     lingering: Lingering,
+    leavers: Leavers,
+    spread: Spread,
 }
 
 /// What follows.
@@ -65,6 +70,8 @@ pub struct Survey {
     pub statuses: BTreeMap<String, InterceptStatus>,
     /// What is to be done to pods.
     pub steps: Vec<Step>,
+    /// When something else will follow though nothing happens.
+    pub again: Option<Duration>,
 }
 
 /// A workload that somebody intercepts, or of which a pod was released.
@@ -96,6 +103,8 @@ impl Tracker {
             lacks: Lacks::default(),
             strangers: Strangers::default(),
             lingering: Lingering::default(),
+            leavers: Leavers::default(),
+            spread: Spread::default(),
         }
     }
 
@@ -116,8 +125,21 @@ impl Tracker {
         if !self.settled() {
             return Survey::default();
         }
-        let Self { world, known, sessions, carried, hindrances, facts, tallies, lacks, strangers, lingering } =
-            self;
+        let left = self.world.take_left();
+        let Self {
+            world,
+            known,
+            sessions,
+            carried,
+            hindrances,
+            facts,
+            tallies,
+            lacks,
+            strangers,
+            lingering,
+            leavers,
+            spread,
+        } = self;
         let (world, known) = (&*world, &*known);
         let mut crews = crews(world);
         let neighbourhoods = neighbourhoods(world, &crews, sessions);
@@ -126,6 +148,8 @@ impl Tracker {
         }
         let intercepted = crews.values().filter(|crew| !crew.intercepts.is_empty()).flat_map(Crew::present);
         let connected = |uid: &str| sessions.get(uid).is_some();
+        leavers.see(left, connected, now);
+        let unknown = spread.see(world.intercepts().values(), now);
         let strangers = strangers.see(intercepted, known.installation.as_deref(), connected, now);
         for ((namespace, workload), crew) in &mut crews {
             let strange = crew.present().map(|pod| pod.uid.as_str()).filter(|uid| strangers.contains(uid));
@@ -142,12 +166,14 @@ impl Tracker {
         let held = sessions.iter().flat_map(|(_, agent)| agent.held()).collect();
         lingering.extend(&mut pairs, &held, |laptop| known.has(laptop), now);
         count(tallies, sessions, &crews);
-        let seen = Seen { known, sessions, carried, hindrances, tallies, neighbourhoods: &neighbourhoods };
+        let seen =
+            Seen { known, sessions, carried, hindrances, tallies, leavers, neighbourhoods: &neighbourhoods };
         Survey {
             configs,
             pairs,
             statuses: crews.values().flat_map(|crew| crew.statuses(&seen, now)).collect(),
-            steps: crews.values().flat_map(|crew| crew.plan.steps.iter().cloned()).collect(),
+            steps: crews.values().flat_map(|crew| crew.steps(&unknown)).collect(),
+            again: [spread.next(now), leavers.next(now)].into_iter().flatten().min(),
         }
     }
 
@@ -172,6 +198,7 @@ struct Seen<'a> {
     carried: &'a BTreeSet<Ipv6Addr>,
     hindrances: &'a BTreeMap<String, String>,
     tallies: &'a BTreeMap<String, Tally>,
+    leavers: &'a Leavers,
     neighbourhoods: &'a Neighbourhoods<'a>,
 }
 
@@ -329,11 +356,21 @@ impl<'a> Crew<'a> {
         self.plan = Plan::new(workload, &self.pods, &need);
     }
 
+    /// What is to be done now. Nothing begins for the sake of intercepts that are `unknown` to other managers.
+    fn steps(&self, unknown: &BTreeSet<&str>) -> impl Iterator<Item = Step> {
+        let may_begin = self.accepted().any(|intercept| !unknown.contains(&*intercept.uid));
+        let steps = self.plan.steps.iter().cloned();
+        steps.filter(move |step| may_begin || matches!(step, Step::Finish { .. }))
+    }
+
     fn statuses(&self, seen: &Seen<'_>, now: Timestamp) -> Vec<(String, InterceptStatus)> {
         let both = self.intercepts.iter().zip(&self.verdicts);
         both.map(|((key, intercept), verdict)| {
             let tally = &seen.tallies[&intercept.uid];
-            let fares: Vec<_> = self.present().map(|pod| self.fare(seen, intercept, tally, pod)).collect();
+            let fares = Fares {
+                present: self.present().map(|pod| self.fare(seen, intercept, tally, pod)).collect(),
+                leaving: seen.leaving(intercept),
+            };
             let carriage = seen.carriage(&intercept.spec.session);
             let status = status::status(intercept, verdict, &fares, tally.total(), carriage, now);
             (String::clone(key), status)
@@ -407,6 +444,20 @@ fn missing<'a>(
 }
 
 impl Seen<'_> {
+    /// How many pods have just left that Services may still lead to, past any agent.
+    fn leaving(&self, intercept: &Intercept) -> usize {
+        let services = &self.neighbourhoods[intercept.namespace.as_str()];
+        let is_bare = |leaver: &&Leaver| {
+            let pod = &leaver.pod;
+            let selecting = services.selecting(pod);
+            pod.namespace == intercept.namespace
+                && pod.workload.as_ref() == Some(&intercept.spec.workload)
+                && !selecting.is_empty()
+                && !(leaver.agent && configure::bypasses(pod, &selecting, intercept).is_none())
+        };
+        self.leavers.iter().filter(is_bare).count()
+    }
+
     fn carriage(&self, session: &str) -> Carriage {
         let laptop = self.known.laptops.as_ref().and_then(|laptops| laptops.get(session));
         let Some(address) = laptop.and_then(|laptop| laptop.address) else { return Carriage::NoSession };

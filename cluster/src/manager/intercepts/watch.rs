@@ -15,8 +15,8 @@ use super::world::{Change, Kind, Step};
 use crate::manager::watch::{keyed, repeated};
 
 /// Seconds after which the watch of intercepts is renewed: one that an API server lost without a word must not leave traffic
-/// at a laptop that has left, or keep a new intercept waiting.
-const INTERCEPTS_TIMEOUT: u32 = 30;
+/// at a laptop that has left, or keep a new intercept waiting, or its pods without agents.
+pub const INTERCEPTS_TIMEOUT: u32 = 30;
 
 /// Every watch in one stream, which never ends.
 pub fn all(client: &Client) -> impl Stream<Item = Change> + Send + Unpin + use<> {

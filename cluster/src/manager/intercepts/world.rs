@@ -91,6 +91,7 @@ pub struct World {
     pods: Store<Pod>,
     services: Store<Service>,
     slices: Store<Slice>,
+    left: Vec<Pod>,
     revision: u64,
 }
 
@@ -104,6 +105,7 @@ impl World {
                 if let Event::Apply((key, pod)) | Event::InitApply((key, pod)) = &*event {
                     self.note_birth(key, pod);
                 }
+                self.note_leave(&event);
                 self.pods.apply(*event)
             }
             Step::Service(event) => self.services.apply(event),
@@ -119,6 +121,23 @@ impl World {
         if let Some(maker) = pod.maker.as_ref().filter(|_| is_new) {
             self.births.note(maker, pod.entry == Some(Entry::Redirect));
         }
+    }
+
+    /// Notes a pod that Services led to until this event.
+    fn note_leave(&mut self, event: &Event<(String, Pod)>) {
+        let (Event::Apply((key, pod)) | Event::Delete((key, pod))) = event else { return };
+        let Some(known) = self.pods.items().get(key).filter(|known| known.ready && !known.leaving) else {
+            return;
+        };
+        let stays = matches!(event, Event::Apply(_)) && pod.uid == known.uid && !pod.leaving;
+        if !stays {
+            self.left.push(known.clone());
+        }
+    }
+
+    /// The pods that have left since this was last asked, as they were when Services led to them.
+    pub fn take_left(&mut self) -> Vec<Pod> {
+        std::mem::take(&mut self.left)
     }
 
     /// Takes in what the API server answered to a write, without waiting for the watch to tell. The watch may have been quicker,

@@ -4,6 +4,7 @@
 //! for when an agent is about to be put in, which is rare, so that nothing is watched that nobody needs.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -17,12 +18,13 @@ use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tpd_api::inject;
-use tpd_api::intercept::Intercept;
+use tpd_api::intercept::{Intercept, Workload};
 use tpd_api::{STREAM_PORT, WEBHOOK_SERVICE};
 use tracing::warn;
 
+use super::super::intercepts::watch::INTERCEPTS_TIMEOUT;
 use super::inject::{Place, Surroundings};
 use crate::manager::watch::Pause;
 
@@ -30,13 +32,32 @@ use crate::manager::watch::Pause;
 /// all of them together are less than the two seconds that it waits.
 const PATIENCE: Duration = Duration::from_millis(500);
 
+/// How long after a failed watch a mirror is not relied on: the longest pause before the next one is 3 s, and its list takes some time.
+const BLIND: Duration = Duration::from_secs(5);
+
 /// Mirrors, and where to ask for more.
 #[derive(Clone)]
 pub struct Facts {
     client: Client,
-    namespaces: Store<PartialObjectMeta<Namespace>>,
-    intercepts: Store<Intercept>,
-    services: Store<Service>,
+    namespaces: Mirror<PartialObjectMeta<Namespace>>,
+    intercepts: Mirror<Intercept>,
+    services: Mirror<Service>,
+}
+
+/// The objects of one kind as the API server tells of them.
+#[derive(Clone)]
+struct Mirror<K: Resource<DynamicType = ()> + Clone + 'static> {
+    objects: Store<K>,
+    /// When it could not be told for the last time: there may be more, or less.
+    failed: Arc<Mutex<Option<Instant>>>,
+}
+
+impl<K: Resource<DynamicType = ()> + Clone + 'static> Mirror<K> {
+    /// Whether it may not be what the API server has.
+    fn is_blind(&self) -> bool {
+        let failed = *self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.is_some_and(|at| at.elapsed() < BLIND)
+    }
 }
 
 impl Facts {
@@ -57,11 +78,12 @@ impl Facts {
             });
         };
         let everything = watcher::Config::default;
+        let intercepts = everything().timeout(INTERCEPTS_TIMEOUT);
         let own = everything().fields(&format!("metadata.name={WEBHOOK_SERVICE}"));
         Self {
             client: client.clone(),
             namespaces: mirror(watcher(Api::all(client.clone()), everything()), |_| {}),
-            intercepts: mirror(watcher(Api::all(client.clone()), everything()), |_| {}),
+            intercepts: mirror(watcher(Api::all(client.clone()), intercepts), |_| {}),
             services: mirror(watcher(Api::namespaced(client.clone(), namespace), own), tell),
         }
     }
@@ -69,22 +91,33 @@ impl Facts {
     /// What is known of a namespace; `None` if nothing is, yet.
     pub async fn place(&self, namespace: &str) -> Option<Place> {
         let ready = async {
-            self.namespaces.wait_until_ready().await?;
-            self.intercepts.wait_until_ready().await
+            self.namespaces.objects.wait_until_ready().await?;
+            self.intercepts.objects.wait_until_ready().await
         };
         timeout(PATIENCE, ready).await.ok()?.ok()?;
-        let labels = match self.namespaces.get(&ObjectRef::new(namespace)) {
+        let labels = match self.namespaces.objects.get(&ObjectRef::new(namespace)) {
             Some(known) => known.metadata.labels.clone(),
             // It is so new that the mirror has not heard of it.
             None => self.labels(namespace).await?,
         };
-        let intercepted = self.intercepts.state().into_iter();
-        let intercepted = intercepted.filter(|one| one.metadata.namespace.as_deref() == Some(namespace));
         Some(Place {
             namespace: namespace.to_owned(),
             labels: labels.unwrap_or_default(),
-            intercepted: intercepted.map(|one| one.spec.workload.clone()).collect(),
+            intercepted: self.intercepted(namespace).await,
         })
+    }
+
+    /// The workloads of a namespace that somebody intercepts.
+    async fn intercepted(&self, namespace: &str) -> Vec<Workload> {
+        if self.intercepts.is_blind() {
+            let asked = list::<Intercept>(&self.client, namespace);
+            if let Ok(Ok(known)) = timeout(PATIENCE, asked).await {
+                return known.into_iter().map(|one| one.spec.workload).collect();
+            }
+        }
+        let known = self.intercepts.objects.state().into_iter();
+        let known = known.filter(|one| one.metadata.namespace.as_deref() == Some(namespace));
+        known.map(|one| one.spec.workload.clone()).collect()
     }
 
     async fn labels(&self, namespace: &str) -> Option<Option<BTreeMap<String, String>>> {
@@ -108,7 +141,13 @@ impl Facts {
         };
         let (limit_ranges, quotas, services, policies) =
             timeout(PATIENCE, all).await.context("the API server took too long")??;
-        Ok(Surroundings { limit_ranges, quotas, services, policies, manager: address(&self.services) })
+        Ok(Surroundings {
+            limit_ranges,
+            quotas,
+            services,
+            policies,
+            manager: address(&self.services.objects),
+        })
     }
 }
 
@@ -130,29 +169,32 @@ impl std::fmt::Debug for Facts {
 fn mirror<K>(
     events: impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send + 'static,
     mut told: impl FnMut(&Store<K>) + Send + 'static,
-) -> Store<K>
+) -> Mirror<K>
 where
     K: Resource<DynamicType = ()> + Clone + Send + Sync + 'static,
 {
     let (reader, writer) = store();
+    let mirror = Mirror { objects: reader.clone(), failed: Arc::default() };
+    let failed = Arc::clone(&mirror.failed);
     let mut failing = false;
     let events = events
         .backoff(Pause::default())
         .modify(|object| object.meta_mut().managed_fields = None)
         .inspect(move |event| match event {
             Ok(_) => failing = false,
-            Err(error) if !std::mem::replace(&mut failing, true) => {
-                warn!(kind = %K::kind(&()), %error, "cannot watch");
+            Err(error) => {
+                *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+                if !std::mem::replace(&mut failing, true) {
+                    warn!(kind = %K::kind(&()), %error, "cannot watch");
+                }
             }
-            Err(_) => {}
         })
         .reflect(writer);
-    let seen = reader.clone();
     tokio::spawn(events.for_each(move |_| {
-        told(&seen);
+        told(&reader);
         std::future::ready(())
     }));
-    reader
+    mirror
 }
 
 /// All objects of a kind in a namespace, as the API server has them in its memory.

@@ -100,7 +100,7 @@ mod tests {
             request,
             status: Some(InterceptStatus {
                 state: State::Active,
-                counts: Counts { pods: 2, ready: 2, agents: 2, acknowledged: 2 },
+                counts: Counts { pods: 2, ready: 2, agents: 2, acknowledged: 2, leaving: 0 },
                 ports: vec![port],
                 pods: vec![pod("web-1", 420), pod("web-2", 1510)],
                 ..InterceptStatus::default()

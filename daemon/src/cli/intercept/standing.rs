@@ -60,11 +60,12 @@ pub(super) fn standing(intercept: &Intercept) -> Standing {
     }
 }
 
-/// Whether every ready pod hands traffic over.
+/// Whether every ready pod hands traffic over, and Services lead to no other.
 pub(super) fn is_covered(status: &InterceptStatus) -> bool {
     status.state == State::Active
         && status.counts.ready > 0
         && status.counts.acknowledged >= status.counts.ready
+        && status.counts.leaving == 0
 }
 
 /// Why the manager does not serve it.
@@ -100,6 +101,10 @@ fn uncovered(status: &InterceptStatus) -> String {
     }
     if counts.ready == 0 {
         return "waiting for a pod to be ready".into();
+    }
+    if counts.acknowledged >= counts.ready && counts.leaving > 0 {
+        let pods = count(counts.leaving as usize, "pod");
+        return format!("waiting for Services to forget {pods} that left without an agent");
     }
     format!("waiting for acknowledgements: {} of {} pods", counts.acknowledged, counts.ready)
 }
@@ -157,6 +162,7 @@ mod tests {
             ready: pods.len() as u32,
             agents: pods.iter().filter(|pod| pod.agent).count() as u32,
             acknowledged: pods.iter().filter(|pod| pod.acknowledged).count() as u32,
+            leaving: 0,
         };
         Intercept {
             request: example("web", &["http"]),
@@ -211,6 +217,9 @@ mod tests {
             vec![pod("web-1", true, Some(400), None), pod("web-2", true, None, None)],
         );
         assert_eq!(what(&unproved), "waiting for probes: 1 of 2 pods have reached this machine");
+        unproved.status.as_mut().unwrap().counts.leaving = 1;
+        assert_eq!(what(&unproved), "waiting for Services to forget 1 pod that left without an agent");
+        unproved.status.as_mut().unwrap().counts.leaving = 0;
         unproved.silent = vec!["127.0.0.1:9090".parse().unwrap()];
         assert_eq!(standing(&unproved), Standing::Silent);
         assert_eq!(

@@ -175,7 +175,7 @@ mod tests {
     fn patience_lasts_while_something_happens() {
         let start = Instant::now();
         let after = |seconds| start + Duration::from_secs(seconds);
-        let counts = |acknowledged| Counts { pods: 3, ready: 3, agents: 3, acknowledged };
+        let counts = |acknowledged| Counts { pods: 3, ready: 3, agents: 3, acknowledged, leaving: 0 };
         let mut patience = Patience::new(false, start);
         let over = [(1, 59), (2, 118), (2, 178), (2, 179)]
             .map(|(acknowledged, second)| is_over(&mut patience, counts(acknowledged), &[], after(second)));

@@ -1,6 +1,7 @@
 //! The states and the scaling of an intercept, as one workload goes through them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use kube::runtime::watcher::Event;
 use tpd_api::agent::{Config, Entry, Hello, InterceptReport, MAX_SIBLINGS, Mode, Report, TakenPort};
@@ -357,10 +358,46 @@ fn pods_without_agents_are_replaced_only_for_an_intercept() {
     assert_eq!(scene.survey().steps, []);
     scene.intercept(intercept("a"));
     let survey = scene.survey();
+    assert_eq!(survey.steps, [], "another manager may not know of it");
+    assert_eq!(survey.again, Some(Duration::from_millis(500)));
+    let survey = scene.tracker.survey(at(101));
     assert!(matches!(&survey.steps[..], [Replace::Release { pod, .. }] if pod.name == "old"));
     assert_eq!(survey.statuses["shop/a"].pods[0].reason.as_deref(), Some("it is being replaced"));
     scene.tracker.hindrances.insert("uid-old".into(), "it cannot be evicted yet: budget".into());
     assert_eq!(scene.status().pods[0].reason.as_deref(), Some("it cannot be evicted yet: budget"));
+}
+
+#[test]
+fn an_intercept_covers_no_workload_that_services_may_still_lead_past() {
+    let mut scene = Scene::new();
+    let bare = |name: &str| Pod { ports: injected("x").ports, ..pod(name) };
+    let other = WorkloadKind::StatefulSet;
+    let other = Pod { workload: Some(Workload { kind: other, name: "db".into() }), ..bare("other") };
+    let pods = [bare("old"), Pod { ready: false, ..bare("unready") }, other];
+    pods.iter().for_each(|pod| scene.pod(pod.clone()));
+    scene.survey();
+    // They leave before anybody intercepts anything.
+    pods.into_iter().for_each(|pod| scene.pod(Pod { leaving: true, ..pod }));
+    scene.intercept(intercept("a"));
+    scene.grown("new");
+    let survey = scene.survey();
+    let status = &survey.statuses["shop/a"];
+    assert_eq!((status.state, status.counts.ready, status.counts.acknowledged), (State::Active, 1, 1));
+    assert_eq!(status.counts.leaving, 1);
+    let covered = status.conditions.iter().find(|found| found.type_ == "Covered").unwrap();
+    assert_eq!((&*covered.status, &*covered.reason), ("False", "PodsLeaving"));
+    assert_eq!(survey.again, Some(Duration::from_millis(500)));
+
+    // That it is gone altogether is no news.
+    scene.apply(Step::Pod(Box::new(Event::Delete(("shop/old".into(), pod("old"))))));
+    assert_eq!(scene.tracker.survey(at(101)).statuses["shop/a"].counts.leaving, 1);
+    assert_eq!(scene.tracker.survey(at(102)).statuses["shop/a"].counts.leaving, 0);
+
+    // What has an agent hands over to its end.
+    scene.pod(Pod { leaving: true, ..injected("new") });
+    assert_eq!(scene.status().counts.leaving, 0);
+    scene.shrunk("new");
+    assert_eq!(scene.status().counts.leaving, 0);
 }
 
 #[test]
@@ -435,14 +472,14 @@ fn an_agent_in_nobodys_path_is_replaced_once_if_that_helps() {
     scene.intercept(intercept("a"));
     scene.grown("p1");
     scene.pod(Pod { entry: taken("admin"), ..injected("p1") });
-    let survey = scene.survey();
+    let survey = scene.tracker.survey(at(101));
     assert_eq!(scene.config("p1").intercepts, []);
     assert!(matches!(&survey.steps[..], [Replace::Release { pod, .. }] if pod.name == "p1"));
 
     scene.shrunk("p1");
     scene.pod(Pod { entry: taken("admin"), created: at(101), ..injected("p2") });
     scene.join("p2");
-    let survey = scene.survey();
+    let survey = scene.tracker.survey(at(102));
     assert_eq!(survey.steps, [], "its successor is no better");
     assert!(survey.statuses["shop/a"].pods[0].reason.as_ref().unwrap().contains("not in their path"));
 }
