@@ -50,7 +50,7 @@ const RULES: &str = r#"table inet tpd {
 		type inet_service : inet_service
 		size 64
 		flags dynamic,timeout
-		timeout 1m5s
+		timeout 1m7s
 	}
 
 	chain datagrams {
@@ -70,7 +70,7 @@ const RULES: &str = r#"table inet tpd {
 	chain output {
 		type filter hook output priority filter; policy accept;
 		oif "lo" ip daddr 127.0.0.1 meta skuid 1337 udp sport 19901-19949 update @tcp_live { udp dport timeout 2s : udp sport } drop
-		oif "lo" ip daddr 127.0.0.2 meta skuid 1337 udp sport 19901-19949 update @udp_live { udp dport timeout 2s : udp sport } update @udp_back { udp sport timeout 1m5s : udp dport } drop
+		oif "lo" ip daddr 127.0.0.2 meta skuid 1337 udp sport 19901-19949 update @udp_live { udp dport timeout 2s : udp sport } update @udp_back { udp sport timeout 1m7s : udp dport } drop
 		udp sport 19901-19949 udp sport set udp sport map @udp_back
 		tcp sport 19901-19949 tcp flags & rst == rst ct direction reply ct status ! assured delete @tcp_live { ct original proto-dst : tcp sport }
 	}

@@ -183,10 +183,9 @@ impl Duty {
                 "while there are too many, or too much waits on them, new ones go to the app"
             );
         }
-        if crowded {
-            return;
-        }
-        for ((protocol, port), entry) in claims {
+        // Datagrams have bounds of their own, and conversations would change side in the middle.
+        let beating = claims.iter().filter(|((protocol, _), _)| !crowded || *protocol == Protocol::Udp);
+        for ((protocol, port), entry) in beating {
             match self.heartbeats.beat(*protocol, *port, *entry) {
                 Ok(beat) => self.heeded = Some(beat == Beat::Taken),
                 Err(error) => warn!(port, %protocol, %error, "heartbeat"),

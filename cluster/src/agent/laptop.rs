@@ -144,6 +144,8 @@ impl Laptops {
                 }
                 // The laptop is there, and its other ports may serve.
                 Err(cause) if is_answer(Some(cause)) => Refusal::Refused,
+                // There is no room here, and nothing is wrong with the laptop.
+                Err(DialCause::Limit) => return Err(Refusal::Suspended),
                 Err(_) => Refusal::Timeout,
             };
         }
@@ -183,8 +185,8 @@ impl Laptops {
     async fn is_alive(&self, laptop: Ipv6Addr, target: SocketAddr) -> bool {
         let ways = self.ways(laptop);
         if ways.is_empty() {
-            // It cannot be asked, and is not reached by anyone.
-            return true;
+            // It cannot be asked, and is not reached by anyone; but one that is left out has to be asked again.
+            return !self.suspensions.borrow().is_suspended(target);
         }
         let pause = PATIENCE / 2 / ATTEMPTS;
         let attempts: FuturesUnordered<_> = (ways.iter().cycle().zip(0..ATTEMPTS))

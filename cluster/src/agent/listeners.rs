@@ -116,7 +116,7 @@ impl Listeners {
                 "port {number}/{protocol} of this pod was not taken over when it was created"
             ));
         }
-        let entry = free(self.listeners.values().map(|listener| listener.entry))
+        let entry = free(port, self.listeners.values().map(|listener| listener.entry))
             .ok_or_else(|| format!("more than {} ports of a pod cannot be intercepted", ENTRY_PORTS.len()))?;
         self.open(port, entry).map_err(|error| format!("listen on port {entry}: {error}"))?;
         Ok(entry)
@@ -209,16 +209,24 @@ fn own_address(destination: SocketAddr) -> io::Result<IpAddr> {
     Ok(socket.local_addr()?.ip())
 }
 
-/// The lowest entry port that is free.
-fn free(taken: impl Iterator<Item = u16>) -> Option<u16> {
+/// An entry port that is free, the same for a port whenever that can be: an agent that is made anew may find what the one before
+/// it has told the kernel.
+fn free((protocol, app): AppPort, taken: impl Iterator<Item = u16>) -> Option<u16> {
     let taken: Vec<_> = taken.collect();
-    ENTRY_PORTS.into_iter().find(|port| !taken.contains(port))
+    let own = 2 * usize::from(app) + usize::from(protocol == Protocol::Udp);
+    let ports = ENTRY_PORTS.cycle().skip(own % ENTRY_PORTS.len()).take(ENTRY_PORTS.len());
+    ports.into_iter().find(|port| !taken.contains(port))
 }
 
 async fn accept(listener: TcpListener, app: u16, port: Rc<Port>, laptops: Rc<Laptops>, room: Room) {
+    // Said once until there is room again for more than the next few.
+    let mut is_said = false;
     loop {
+        is_said &= room.is_crowded();
         if room.is_full() {
-            warn!(app, connections = proxy::connections(), "new connections wait until there is room");
+            if !std::mem::replace(&mut is_said, true) {
+                warn!(app, connections = proxy::connections(), "new connections wait until there is room");
+            }
             while room.is_full() {
                 sleep(PAUSE).await;
             }
@@ -300,7 +308,7 @@ mod tests {
     use tokio::net::{TcpListener, TcpStream};
     use tpd_api::inject::ENTRY_PORTS;
 
-    use super::{free, prepare};
+    use super::{Protocol, free, prepare};
 
     #[tokio::test]
     async fn a_client_that_vanishes_is_noticed() {
@@ -317,9 +325,16 @@ mod tests {
     }
 
     #[test]
-    fn the_lowest_free_port_is_taken() {
-        assert_eq!(free([].into_iter()), Some(19_901));
-        assert_eq!(free([19_901, 19_903].into_iter()), Some(19_902));
-        assert_eq!(free(ENTRY_PORTS), None);
+    fn a_port_has_the_same_entry_each_time_unless_that_is_taken() {
+        let (web, dns) = ((Protocol::Tcp, 8080), (Protocol::Udp, 8080));
+        let first = free(web, [].into_iter()).unwrap();
+        assert_eq!(free(web, [first + 1].into_iter()), Some(first));
+        assert_eq!(free(dns, [].into_iter()), Some(first + 1));
+        assert_eq!(free(web, [first, first + 1].into_iter()), Some(first + 2));
+        let all_but = |port: u16| ENTRY_PORTS.filter(move |other| *other != port);
+        for port in ENTRY_PORTS {
+            assert_eq!(free(web, all_but(port)), Some(port));
+        }
+        assert_eq!(free(web, ENTRY_PORTS), None);
     }
 }

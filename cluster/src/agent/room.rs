@@ -10,7 +10,10 @@ const CONNECTION: usize = 12 << 10;
 const RESERVED: usize = (12 << 20) + super::uplinks::TCP_MEMORY;
 
 /// What is assumed where no limit is known, bytes: the pod is of those that have none, or one for all its containers.
-const UNKNOWN: usize = 256 << 20;
+const UNKNOWN: usize = 64 << 20;
+
+/// Where the kernel has the limit of a container, as the container sees it (cgroup v2).
+const LIMIT: &str = "/sys/fs/cgroup/memory.max";
 
 /// Room for connections, and for what waits on them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,7 +22,14 @@ pub struct Room {
 }
 
 impl Room {
-    /// That of a container that may have so much memory, bytes.
+    /// That of this container, which may have so much memory by its pod, bytes; or less, if the kernel says so.
+    #[must_use]
+    pub fn of_container(limit: Option<usize>) -> Self {
+        let kernels = std::fs::read_to_string(LIMIT).ok().and_then(|text| text.trim().parse().ok());
+        Self::new([limit, kernels].into_iter().flatten().min())
+    }
+
+    /// That of one that may have so much memory, bytes.
     #[must_use]
     pub fn new(limit: Option<usize>) -> Self {
         Self { bytes: limit.unwrap_or(UNKNOWN).saturating_sub(RESERVED) }
@@ -50,6 +60,6 @@ mod tests {
     fn a_large_agent_has_room_for_many_connections_and_the_smallest_for_some() {
         let fit =
             |mebibytes: Option<usize>| Room::new(mebibytes.map(|limit| limit << 20)).bytes / taken(1, 0);
-        assert_eq!([Some(32), Some(64), Some(256), None].map(fit), [341, 3072, 19_456, 19_456]);
+        assert_eq!([Some(32), Some(64), Some(256), None].map(fit), [341, 3072, 19_456, 3072]);
     }
 }

@@ -98,7 +98,7 @@ impl Worker {
         let uplinks = Uplinks::new(key, Arc::clone(&grants), environments, Rc::clone(&changed));
         let uplinks = Rc::new(uplinks);
         let laptops = Rc::new(Laptops::new(Rc::clone(&uplinks), Rc::clone(&changed)));
-        let room = Room::new(config.memory);
+        let room = Room::of_container(config.memory);
         let listeners = Listeners::new(config.entry, Rc::clone(&laptops), config.manager, room);
         let listeners = listeners.context("listen on the ports that were taken over")?;
         Ok(Self {

@@ -65,6 +65,12 @@ impl<T: PartialEq> Store<T> {
         !std::mem::replace(&mut self.settled, true)
     }
 
+    /// What has come of a list that is not complete yet.
+    #[must_use]
+    pub fn incoming(&self, name: &str) -> Option<&T> {
+        self.incoming.as_ref()?.get(name)
+    }
+
     /// Whether the first list is complete.
     #[must_use]
     pub fn settled(&self) -> bool {

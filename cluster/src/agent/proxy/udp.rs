@@ -2,6 +2,7 @@
 //! conversation, and keeps its side unless the rules change, or the laptop goes or comes back.
 
 mod conversation;
+mod entry;
 mod taps;
 #[cfg(test)]
 mod tests;
@@ -10,7 +11,6 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use self::conversation::{Answers, converse};
+use self::entry::{Call, Entry};
 use super::datagrams::Queue;
 use super::rules::{Port, Rule};
 use super::upstream::Refusal;
@@ -101,7 +102,7 @@ pub trait Channels: 'static {
 /// Who has sent something lately, with what is kept of each.
 #[derive(Debug)]
 struct Table<T> {
-    clients: HashMap<SocketAddr, Association<T>>,
+    clients: HashMap<Call, Association<T>>,
 }
 
 #[derive(Debug)]
@@ -114,14 +115,14 @@ struct Association<T> {
 
 impl<T> Table<T> {
     /// What is kept of a client whose side was chosen by rules of this generation.
-    fn find(&mut self, client: SocketAddr, generation: u64, now: Instant) -> Option<&mut T> {
+    fn find(&mut self, client: Call, generation: u64, now: Instant) -> Option<&mut T> {
         let association = self.clients.get_mut(&client).filter(|one| one.generation == generation)?;
         association.seen = now;
         Some(&mut association.kept)
     }
 
     /// Adds a client, in place of the one that has been silent for longest if there is no room.
-    fn insert(&mut self, client: SocketAddr, generation: u64, now: Instant, kept: T) {
+    fn insert(&mut self, client: Call, generation: u64, now: Instant, kept: T) {
         if self.clients.len() >= CLIENTS && !self.clients.contains_key(&client) {
             let oldest = self.clients.iter().min_by_key(|(_, one)| one.seen).map(|(client, _)| *client);
             oldest.and_then(|oldest| self.clients.remove(&oldest));
@@ -136,7 +137,7 @@ impl<T> Table<T> {
 
 /// Relays the datagrams that come to `socket`, for ever. Must run in a `LocalSet`.
 pub async fn serve<C: Channels>(socket: UdpSocket, port: Rc<Port>, channels: Rc<C>) {
-    let socket = Rc::new(socket);
+    let entry = Rc::new(Entry::new(socket));
     let mut table = Table::<Queue> { clients: HashMap::new() };
     // A conversation ends when the table lets go of its queue.
     let mut conversations = JoinSet::new();
@@ -145,7 +146,7 @@ pub async fn serve<C: Channels>(socket: UdpSocket, port: Rc<Port>, channels: Rc<
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            received = socket.recv_from(&mut buffer) => {
+            received = entry.recv(&mut buffer) => {
                 // An error is the echo of an answer that a client did not want.
                 let Ok((length, client)) = received else { continue };
                 let (rules, now) = (port.current(), Instant::now());
@@ -155,7 +156,7 @@ pub async fn serve<C: Channels>(socket: UdpSocket, port: Rc<Port>, channels: Rc<
                     Some(queue) => queue.clone(),
                     None => {
                         let (queue, datagrams) = Queue::new();
-                        let answers = Answers::new(socket.clone(), client);
+                        let answers = Answers::new(&entry, client);
                         conversations.spawn_local(converse(rules.choose_raw(), channels.clone(), datagrams, answers));
                         table.insert(client, rules.generation(), now, queue.clone());
                         queue

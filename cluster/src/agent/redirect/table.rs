@@ -4,7 +4,7 @@
 //! table inet tpd {
 //!     map tcp_live { type inet_service : inet_service; size 64; flags dynamic,timeout; timeout 2s; }
 //!     map udp_live { type inet_service : inet_service; size 64; flags dynamic,timeout; timeout 2s; }
-//!     map udp_back { type inet_service : inet_service; size 64; flags dynamic,timeout; timeout 65s; }
+//!     map udp_back { type inet_service : inet_service; size 64; flags dynamic,timeout; timeout 67s; }
 //!     chain datagrams {
 //!         type filter hook prerouting priority mangle; policy accept;
 //!         iif "lo" accept
@@ -23,7 +23,7 @@
 //!             update @tcp_live { udp dport timeout 2s : udp sport } drop
 //!         oif "lo" ip daddr 127.0.0.2 meta skuid 1337 udp sport 19901-19949
 //!             update @udp_live { udp dport timeout 2s : udp sport }
-//!             update @udp_back { udp sport timeout 65s : udp dport } drop
+//!             update @udp_back { udp sport timeout 67s : udp dport } drop
 //!         udp sport 19901-19949 udp sport set udp sport map @udp_back
 //!         tcp sport 19901-19949 tcp flags & rst == rst ct direction reply ct status ! assured
 //!             delete @tcp_live { ct original proto-dst : tcp sport }
@@ -82,8 +82,9 @@ const NEW_MAP: u8 = 9;
 const CREATE: u16 = 0x400;
 const APPEND: u16 = 0x800;
 
-/// How long the agent's datagrams are taken for answers after a heartbeat, milliseconds: as long as it keeps a conversation.
-const ANSWERS: u64 = udp::KEPT.as_millis() as u64;
+/// How long the agent's datagrams are taken for answers after a heartbeat, milliseconds: as long as it keeps a conversation after the
+/// last datagram that a heartbeat has led to it.
+const ANSWERS: u64 = udp::KEPT.as_millis() as u64 + LIFETIME;
 
 const TCP_LIVE: MapName = MapName { name: "tcp_live", id: 1 };
 const UDP_LIVE: MapName = MapName { name: "udp_live", id: 2 };

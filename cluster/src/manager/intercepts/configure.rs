@@ -143,6 +143,17 @@ pub fn bypasses(pod: &Pod, leading: &[&Service], intercept: &Intercept) -> Optio
     Some(Bypasses { reason: first.to_string(), wholly })
 }
 
+/// Whether all that an intercept takes of a pod comes to its agent.
+#[must_use]
+pub fn covers(pod: &Pod, leading: &[&Service], intercept: &Intercept) -> bool {
+    let found = intercept.spec.ports.iter().filter_map(|mapping| ports::find(pod, leading, mapping).ok());
+    let found: Vec<_> = found.map(|found| (found.port, found.protocol)).collect();
+    let comes = |(port, protocol): &(u16, agent::Protocol)| {
+        is_in_path(pod, *port, *protocol) && ports::bypass(pod, leading, *port, *protocol).is_none()
+    };
+    !found.is_empty() && found.iter().all(comes)
+}
+
 /// That traffic of an intercept goes past an agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bypasses {

@@ -11,23 +11,23 @@ use super::objects::Intercept;
 /// How long that takes at most: a watch tells within milliseconds, on a machine that is busy within some tens of them.
 const TIME: Duration = Duration::from_millis(500);
 
-/// When this manager first knew of each intercept, by its UID.
+/// When this manager first knew of each version of an intercept (see [`Intercept::version`]).
 #[derive(Clone, Debug, Default)]
 pub struct Spread(BTreeMap<String, Timestamp>);
 
 impl Spread {
-    /// Takes in the intercepts that there are. Returns the UIDs of those that are still to become known.
+    /// Takes in the intercepts that there are. Returns the versions that are still to become known.
     pub fn see<'a>(
         &mut self,
         intercepts: impl Iterator<Item = &'a Intercept>,
         now: Timestamp,
-    ) -> BTreeSet<&'a str> {
-        let present: BTreeSet<_> = intercepts.map(|intercept| intercept.uid.as_str()).collect();
-        self.0.retain(|uid, _| present.contains(uid.as_str()));
-        for uid in &present {
-            self.0.entry((*uid).to_owned()).or_insert(now);
+    ) -> BTreeSet<String> {
+        let present: BTreeSet<_> = intercepts.map(Intercept::version).collect();
+        self.0.retain(|version, _| present.contains(version));
+        for version in &present {
+            self.0.entry(version.clone()).or_insert(now);
         }
-        present.into_iter().filter(|uid| rest(self.0[*uid], now).is_some()).collect()
+        present.into_iter().filter(|version| rest(self.0[version], now).is_some()).collect()
     }
 
     /// When the next one is known everywhere.
@@ -60,7 +60,7 @@ mod tests {
         let mut spread = Spread::default();
         assert_eq!(spread.see([&a].into_iter(), at(100)).len(), 1);
         assert_eq!(spread.see([&a, &b].into_iter(), later(499)).len(), 2);
-        assert_eq!(spread.see([&a, &b].into_iter(), later(500)), [b.uid.as_str()].into());
+        assert_eq!(spread.see([&a, &b].into_iter(), later(500)), [b.version()].into());
         assert_eq!(spread.next(later(500)), Some(Duration::from_millis(499)));
         assert_eq!(spread.see([&b].into_iter(), later(999)).len(), 0);
         assert_eq!(spread.see([&a].into_iter(), later(1000)).len(), 1, "it was gone");

@@ -122,10 +122,10 @@ impl Tracker {
 
     /// What follows from all that is known; nothing before the lists are complete.
     pub fn survey(&mut self, now: Timestamp) -> Survey {
+        let left = self.world.take_left();
         if !self.settled() {
             return Survey::default();
         }
-        let left = self.world.take_left();
         let Self {
             world,
             known,
@@ -260,7 +260,8 @@ fn configure_all(
         let place = pod.workload.as_ref().map(|workload| (pod.namespace.as_str(), workload));
         let crew = place.and_then(|place| crews.get(&place));
         let served = crew.map(|crew| crew.served(known)).unwrap_or_default();
-        let leading = services.leading_to(pod);
+        // Nodes lead to one that leaves for a moment more.
+        let leading = if pod.leaving { services.selecting(pod) } else { services.leading_to(pod) };
         let described = services.describe(pod, &facts.zone);
         let mut config = facts.config(pod, agent.address, &known.replicas, &leading, described, &served);
         config.revision = world.revision();
@@ -357,8 +358,8 @@ impl<'a> Crew<'a> {
     }
 
     /// What is to be done now. Nothing begins for the sake of intercepts that are `unknown` to other managers.
-    fn steps(&self, unknown: &BTreeSet<&str>) -> impl Iterator<Item = Step> {
-        let may_begin = self.accepted().any(|intercept| !unknown.contains(&*intercept.uid));
+    fn steps(&self, unknown: &BTreeSet<String>) -> impl Iterator<Item = Step> {
+        let may_begin = self.accepted().any(|intercept| !unknown.contains(&intercept.version()));
         let steps = self.plan.steps.iter().cloned();
         steps.filter(move |step| may_begin || matches!(step, Step::Finish { .. }))
     }
@@ -447,15 +448,16 @@ impl Seen<'_> {
     /// How many pods have just left that Services may still lead to, past any agent.
     fn leaving(&self, intercept: &Intercept) -> usize {
         let services = &self.neighbourhoods[intercept.namespace.as_str()];
-        let is_bare = |leaver: &&Leaver| {
-            let pod = &leaver.pod;
-            let selecting = services.selecting(pod);
-            pod.namespace == intercept.namespace
-                && pod.workload.as_ref() == Some(&intercept.spec.workload)
-                && !selecting.is_empty()
-                && !(leaver.agent && configure::bypasses(pod, &selecting, intercept).is_none())
+        let is_own = |leaver: &&Leaver| {
+            leaver.pod.namespace == intercept.namespace
+                && leaver.pod.workload.as_ref() == Some(&intercept.spec.workload)
         };
-        self.leavers.iter().filter(is_bare).count()
+        let is_bare = |leaver: &&Leaver| {
+            let selecting = services.selecting(&leaver.pod);
+            let handed_over = leaver.agent && configure::covers(&leaver.pod, &selecting, intercept);
+            !selecting.is_empty() && !handed_over
+        };
+        self.leavers.iter().filter(is_own).filter(is_bare).count()
     }
 
     fn carriage(&self, session: &str) -> Carriage {

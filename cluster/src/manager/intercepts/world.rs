@@ -123,15 +123,28 @@ impl World {
         }
     }
 
-    /// Notes a pod that Services led to until this event.
+    /// Notes the pods that Services led to until this event.
     fn note_leave(&mut self, event: &Event<(String, Pod)>) {
-        let (Event::Apply((key, pod)) | Event::Delete((key, pod))) = event else { return };
-        let Some(known) = self.pods.items().get(key).filter(|known| known.ready && !known.leaving) else {
+        if !self.settled() {
             return;
+        }
+        let pods = &self.pods;
+        let leaves = |known: &&Pod, now: Option<&Pod>| {
+            let stays = now.is_some_and(|now| now.uid == known.uid && !now.leaving);
+            known.ready && !known.leaving && !stays
         };
-        let stays = matches!(event, Event::Apply(_)) && pod.uid == known.uid && !pod.leaving;
-        if !stays {
-            self.left.push(known.clone());
+        match event {
+            Event::Apply((key, pod)) => {
+                self.left.extend(pods.items().get(key).filter(|known| leaves(known, Some(pod))).cloned());
+            }
+            Event::Delete((key, _)) => {
+                self.left.extend(pods.items().get(key).filter(|known| leaves(known, None)).cloned());
+            }
+            Event::InitDone => {
+                let gone = pods.items().iter().filter(|(key, known)| leaves(known, pods.incoming(key)));
+                self.left.extend(gone.map(|(_, known)| known.clone()));
+            }
+            Event::Init | Event::InitApply(_) => {}
         }
     }
 

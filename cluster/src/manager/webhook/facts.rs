@@ -32,8 +32,9 @@ use crate::manager::watch::Pause;
 /// all of them together are less than the two seconds that it waits.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// How long after a failed watch a mirror is not relied on: the longest pause before the next one is 3 s, and its list takes some time.
-const BLIND: Duration = Duration::from_secs(5);
+/// How long after a failed watch a mirror is not relied on: the longest pause before the next one is 3 s, and that may take 30 s to
+/// find out that nobody answers.
+const BLIND: Duration = Duration::from_secs(35);
 
 /// Mirrors, and where to ask for more.
 #[derive(Clone)]

@@ -1,7 +1,9 @@
 //! How far an intercept is, judged from what the daemon knows of it.
 
 use tpd_api::exit::ExitCode;
-use tpd_api::intercept::{ACCEPTED, CONNECTED, InterceptStatus, PodStatus, Protocol, State, UNDER_WAY};
+use tpd_api::intercept::{
+    ACCEPTED, CONNECTED, COVERED, InterceptStatus, PodStatus, Protocol, State, UNDER_WAY,
+};
 use tpd_api::local::Intercept;
 
 use super::super::describe::count;
@@ -65,7 +67,12 @@ pub(super) fn is_covered(status: &InterceptStatus) -> bool {
     status.state == State::Active
         && status.counts.ready > 0
         && status.counts.acknowledged >= status.counts.ready
-        && status.counts.leaving == 0
+        && (status.counts.leaving == 0 || is_said_to_be(status))
+}
+
+/// Whether the manager says that it is covered: one that does not know of pods that leave keeps the count as another has left it.
+fn is_said_to_be(status: &InterceptStatus) -> bool {
+    status.conditions.iter().any(|one| one.type_ == COVERED && one.status == "True")
 }
 
 /// Why the manager does not serve it.

@@ -3,14 +3,13 @@
 use std::collections::VecDeque;
 use std::future::pending;
 use std::io;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
+use super::entry::{Back, Call, Entry};
 use super::taps::Taps;
 use super::{Channels, Datagrams, LONGEST};
 use crate::agent::proxy::datagrams::Datagram;
@@ -30,18 +29,26 @@ const OPENING: usize = 32;
 /// How often a laptop that was left is tried again, as often as one that refuses connections.
 pub(super) const RETRY: Duration = Duration::from_secs(1);
 
-/// How long a laptop has to refuse what it is tried with, as long as it has to take a connection.
-pub(super) const TRIAL: Duration = Duration::from_millis(500);
+/// How long a laptop has to refuse what it is tried with: what it has to give a sign of life, and a moment for that to be noticed.
+pub(super) const TRIAL: Duration = Duration::from_millis(600);
 
 /// The way back to one client.
 pub(super) struct Answers {
-    socket: Rc<UdpSocket>,
-    client: SocketAddr,
+    entry: Rc<Entry>,
+    back: Back,
 }
 
 impl Answers {
-    pub(super) fn new(socket: Rc<UdpSocket>, client: SocketAddr) -> Self {
-        Self { socket, client }
+    pub(super) fn new(entry: &Rc<Entry>, call: Call) -> Self {
+        Self { entry: Rc::clone(entry), back: entry.back(call) }
+    }
+
+    /// Passes the next datagram of a channel on, if there is one.
+    async fn pass_any(&self, channel: Option<&impl Datagrams>) -> io::Result<()> {
+        match channel {
+            Some(channel) => self.pass(channel).await,
+            None => pending().await,
+        }
     }
 
     /// Passes the next datagram of a channel on.
@@ -49,7 +56,7 @@ impl Answers {
         channel
             .recv(|datagram| {
                 // What the kernel does not take at once is as lost as any datagram may be.
-                let _ = self.socket.try_send_to(datagram, self.client);
+                let _ = self.entry.try_send(datagram, &self.back);
             })
             .await
     }
@@ -81,16 +88,22 @@ pub(super) async fn converse<C: Channels>(
     let mut client = Client { incoming, answers, channels: &*channels };
     let Some(rule) = &choice.laptop else { return client.with_app().await };
     let mut laptop = channels.laptop(rule).await.ok();
+    // Kept once it is there: it may have more to say when the laptop is back.
+    let mut app = None;
     loop {
         let unanswered = match laptop {
-            Some(laptop) => match client.with_laptop(rule, &laptop).await {
+            Some(laptop) => match client.with_laptop(rule, &laptop, app.as_ref()).await {
                 Ok(()) => return,
                 Err(unanswered) => unanswered,
             },
             None => VecDeque::new(),
         };
         rule.counters().failed_open();
-        laptop = client.with_app_meanwhile(rule, unanswered).await;
+        if app.is_none() {
+            app = channels.app().await.ok();
+        }
+        let Some(app) = &app else { return };
+        laptop = client.with_app_meanwhile(rule, unanswered, app).await;
         if laptop.is_none() {
             return;
         }
@@ -109,7 +122,12 @@ impl<C: Channels> Client<'_, C> {
     /// has not answered: with the last datagram, and with all of them while it has taken none.
     ///
     /// Counts the conversation once it is known not to have been refused.
-    async fn with_laptop(&mut self, rule: &Rc<Rule>, laptop: &C::Laptop) -> Result<(), VecDeque<Datagram>> {
+    async fn with_laptop(
+        &mut self,
+        rule: &Rc<Rule>,
+        laptop: &C::Laptop,
+        app: Option<&C::App>,
+    ) -> Result<(), VecDeque<Datagram>> {
         let Self { incoming, answers, channels } = self;
         let mut uncounted = Some(rule);
         let mut unanswered = VecDeque::new();
@@ -153,6 +171,8 @@ impl<C: Channels> Client<'_, C> {
                     count(&mut uncounted);
                     unanswered.clear();
                 }
+                // What it was asked before.
+                _ = answers.pass_any(app) => {}
             }
         }
     }
@@ -176,60 +196,71 @@ impl<C: Channels> Client<'_, C> {
     ///
     /// Whether something listens there shows only in what becomes of a datagram. So from time to time the laptop gets a copy of
     /// what goes to the app, which waits for nobody; and it is there if it answers that, or does not refuse it in time.
-    async fn with_app_meanwhile(&mut self, rule: &Rule, unanswered: VecDeque<Datagram>) -> Option<C::Laptop> {
+    async fn with_app_meanwhile(
+        &mut self,
+        rule: &Rule,
+        unanswered: VecDeque<Datagram>,
+        app: &C::App,
+    ) -> Option<C::Laptop> {
         let Self { incoming, answers, channels } = self;
-        let app = channels.app().await.ok()?;
         for datagram in unanswered {
-            let _ = send(&app, &datagram).await;
+            let _ = send(app, &datagram).await;
         }
-        let mut trial: Option<C::Laptop> = None;
+        // Kept from one trial to the next: each way is a flow more for the laptop, for a minute.
+        let mut way: Option<C::Laptop> = None;
+        let mut is_tried = false;
         let mut due = Instant::now() + RETRY;
         loop {
             tokio::select! {
                 datagram = incoming.next() => {
                     let datagram = datagram?;
-                    let _ = send(&app, &datagram).await;
-                    let now = Instant::now();
-                    if trial.is_none() && now >= due {
-                        trial = try_again(*channels, rule, &datagram).await;
-                        due = now + if trial.is_some() { TRIAL } else { RETRY };
+                    let _ = send(app, &datagram).await;
+                    if !is_tried && Instant::now() >= due {
+                        is_tried = try_again(*channels, rule, &mut way, &datagram).await;
+                        due = Instant::now() + if is_tried { TRIAL } else { RETRY };
                     }
                 }
-                answer = heard(&trial) => {
+                answer = heard(way.as_ref().filter(|_| is_tried)) => {
                     if answer.is_ok() {
-                        return trial;
+                        return way;
                     }
-                    (trial, due) = (None, Instant::now() + RETRY);
+                    (is_tried, due) = (false, Instant::now() + RETRY);
                 }
-                () = sleep_until(due), if trial.is_some() => {
-                    trial = trial.filter(|laptop| !channels.is_left_out(rule, laptop));
-                    if trial.is_some() {
-                        return trial;
+                () = sleep_until(due), if is_tried => {
+                    if way.as_ref().is_some_and(|way| !channels.is_left_out(rule, way)) {
+                        return way;
                     }
-                    due = Instant::now() + RETRY;
+                    (is_tried, due) = (false, Instant::now() + RETRY);
                 }
-                _ = answers.pass(&app) => {}
+                _ = answers.pass(app) => {}
             }
         }
     }
 }
 
-/// A way to the laptop, if there is one, by which this datagram has been sent.
-async fn try_again<C: Channels>(channels: &C, rule: &Rule, datagram: &[u8]) -> Option<C::Laptop> {
-    let laptop = channels.laptop(rule).await.ok()?;
+/// Sends a datagram to the laptop, by another way where the last one leads nowhere. Tells whether there is one.
+async fn try_again<C: Channels>(
+    channels: &C,
+    rule: &Rule,
+    way: &mut Option<C::Laptop>,
+    datagram: &[u8],
+) -> bool {
+    if way.as_ref().is_none_or(|way| channels.is_left_out(rule, way)) {
+        *way = channels.laptop(rule).await.ok();
+    }
+    let Some(way) = way else { return false };
     channels.ask(rule);
-    send(&laptop, datagram).await.ok()?;
-    Some(laptop)
+    send(way, datagram).await.is_ok()
 }
 
 /// What a way does not take at once is lost, as it may be anywhere: one that has ended takes nothing, and says nothing.
-async fn send(channel: &impl Datagrams, datagram: &[u8]) -> io::Result<()> {
+pub(super) async fn send(channel: &impl Datagrams, datagram: &[u8]) -> io::Result<()> {
     timeout(BEAT, channel.send(datagram)).await.unwrap_or(Ok(()))
 }
 
 /// Completes once a laptop that is tried has answered, or refused.
-async fn heard(trial: &Option<impl Datagrams>) -> io::Result<()> {
-    match trial {
+async fn heard(way: Option<&impl Datagrams>) -> io::Result<()> {
+    match way {
         // What it says is not needed: the app answers that.
         Some(laptop) => laptop.recv(|_| ()).await,
         None => pending().await,

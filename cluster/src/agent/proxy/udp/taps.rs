@@ -5,7 +5,8 @@ use std::rc::Rc;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::{Channels, Datagrams as _};
+use super::Channels;
+use super::conversation::send;
 use crate::agent::proxy::datagrams::{Datagram, Queue};
 use crate::agent::proxy::rules::Rule;
 
@@ -47,10 +48,10 @@ async fn carry<C: Channels>(rule: Rc<Rule>, channels: Rc<C>, mut copies: mpsc::R
             rule.counters().lost_copy();
             continue;
         };
-        if open.send(&copy).await.is_err() {
+        if send(open, &copy).await.is_err() {
             // It was an earlier one that did not arrive; this one has not been sent yet.
             rule.counters().lost_copy();
-            let _ = open.send(&copy).await;
+            let _ = send(open, &copy).await;
         } else if !std::mem::replace(&mut counted, true) {
             rule.counters().went_to_laptop();
         }

@@ -10,12 +10,13 @@ use tokio::time::{Instant, sleep, timeout};
 use tpd_api::agent::Mode;
 
 use super::conversation::{BEAT, DOUBT, RETRY, TRIAL};
+use super::entry::Call;
 use super::{CLIENTS, Channels, IDLE, Table, serve};
 use crate::agent::proxy::rules::tests::{counts, rule};
 use crate::agent::proxy::{Port, Refusal, Rule};
 
-fn client(number: u16) -> SocketAddr {
-    SocketAddr::from(([10, 0, 0, 1], number))
+fn client(number: u16) -> Call {
+    Call { client: SocketAddr::from(([10, 0, 0, 1], number)), local: None }
 }
 
 #[test]
@@ -110,10 +111,15 @@ async fn server(name: &'static str) -> (SocketAddr, tokio::task::JoinHandle<()>)
 }
 
 fn answer(socket: UdpSocket, name: &'static str) -> tokio::task::JoinHandle<()> {
+    answer_after(Duration::ZERO, socket, name)
+}
+
+fn answer_after(pause: Duration, socket: UdpSocket, name: &'static str) -> tokio::task::JoinHandle<()> {
     spawn_local(async move {
         let mut buffer = [0; 100];
         loop {
             let (length, from) = socket.recv_from(&mut buffer).await.unwrap();
+            sleep(pause).await;
             let answer = [name.as_bytes(), &buffer[..length]].concat();
             socket.send_to(&answer, from).await.unwrap();
         }
@@ -245,7 +251,10 @@ async fn conversations_leave_a_laptop_that_has_vanished_and_return_with_it() {
 async fn conversations_return_once_something_listens_again_and_nothing_is_lost_or_answered_twice() {
     LocalSet::new()
         .run_until(async {
-            let (app, _app) = server("app ").await;
+            // The laptop is quicker: the app still answers what it was asked.
+            let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+            let app = socket.local_addr().unwrap();
+            let _app = answer_after(BEAT / 10, socket, "app ");
             let (laptop, at_laptop) = server("laptop ").await;
             at_laptop.abort();
             let _ = at_laptop.await;

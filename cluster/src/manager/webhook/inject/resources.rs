@@ -94,7 +94,12 @@ pub fn fit(
         // A pod that has a budget of its own shares it among its containers.
         _ if pod.resources.is_some() => Ok(ResourceRequirements::default()),
         Class::BestEffort => Ok(ResourceRequirements::default()),
-        Class::Burstable if stands_in => of(LARGE_MEMORY_LIMIT).or_else(|_| of(MEMORY_LIMIT)),
+        // A quota of limits counts it, and a LimitRange may have a request grow with it.
+        Class::Burstable if stands_in && !is_limited(quotas, Resource::Memory) => {
+            let least = of(MEMORY_LIMIT)?;
+            let large = of(LARGE_MEMORY_LIMIT).ok();
+            Ok(large.filter(|large| large.requests == least.requests).unwrap_or(least))
+        }
         Class::Burstable | Class::Guaranteed => of(MEMORY_LIMIT),
     }
 }
@@ -336,9 +341,11 @@ mod tests {
         assert_eq!(limit(&guaranteed(), &[], &[]), (json!("67108864"), json!("67108864")));
         let at_most = range("Container", json!({ "max": { "memory": "128Mi" } }));
         assert_eq!(limit(&burstable(), &at_most, &[]).1, json!("134217728"));
-        let tight = quota(json!({ "limits.memory": "1Gi" }), json!({ "limits.memory": "900Mi" }));
+        let half = range("Container", json!({ "maxLimitRequestRatio": { "memory": "2" } }));
+        assert_eq!(limit(&burstable(), &half, &[]), (json!("33554432"), json!("67108864")));
+        let counted = quota(json!({ "limits.memory": "1Gi" }), json!({ "limits.memory": "100Mi" }));
         let with_limits = pod(&[json!({ "limits": { "memory": "10Mi" } })]);
-        assert_eq!(limit(&with_limits, &[], &tight).1, json!("67108864"), "less is better than nothing");
+        assert_eq!(limit(&with_limits, &[], &counted).1, json!("67108864"), "others pay for it");
     }
 
     /// The class of a pod that has the agent, too.
