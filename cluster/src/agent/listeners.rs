@@ -80,7 +80,7 @@ impl Listeners {
     /// # Errors
     /// Fails where a port that was taken over cannot be listened on: then the pod must not be ready.
     pub fn new(entry: Entry, laptops: Rc<Laptops>, manager: SocketAddr, room: Room) -> io::Result<Self> {
-        let pod = own_address(manager).unwrap_or_else(|_| Ipv4Addr::LOCALHOST.into());
+        let pod = proxy::udp::source(manager).unwrap_or_else(|_| Ipv4Addr::LOCALHOST.into());
         let mut listeners = Self { entry, listeners: BTreeMap::new(), laptops, room, pod };
         for Held { app, entry, socket } in Desk.take_over() {
             listeners.start(app, entry, socket.into())?;
@@ -195,18 +195,6 @@ impl Listeners {
         self.listeners.insert(app, listener);
         Ok(())
     }
-}
-
-/// The address that packets to a destination would come from; nothing is sent.
-fn own_address(destination: SocketAddr) -> io::Result<IpAddr> {
-    let any = if destination.is_ipv4() {
-        IpAddr::from(Ipv4Addr::UNSPECIFIED)
-    } else {
-        Ipv6Addr::UNSPECIFIED.into()
-    };
-    let socket = std::net::UdpSocket::bind((any, 0))?;
-    socket.connect(destination)?;
-    Ok(socket.local_addr()?.ip())
 }
 
 /// An entry port that is free, the same for a port whenever that can be: an agent that is made anew may find what the one before

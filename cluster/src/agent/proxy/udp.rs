@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use self::conversation::{Answers, converse};
+pub use self::entry::source;
 use self::entry::{Call, Entry};
 use super::datagrams::Queue;
 use super::rules::{Port, Rule};

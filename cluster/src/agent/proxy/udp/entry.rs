@@ -2,7 +2,7 @@
 //! client takes an answer from no other, and a pod may have more than one.
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket as Socket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket as Socket};
 use std::os::fd::AsRawFd as _;
 
 use nix::libc::{in_addr, in_pktinfo, in6_addr, in6_pktinfo};
@@ -13,8 +13,10 @@ use nix::sys::socket::{
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
-/// Room for what the kernel says of a datagram (`CMSG_SPACE` of an `in6_pktinfo`, the larger of the two).
-const CONTROL: usize = 64;
+/// Room for what the kernel says of a datagram (`CMSG_SPACE` of an `in6_pktinfo`, the larger of the two, is 40), where a `cmsghdr`
+/// may be.
+#[repr(align(8))]
+struct Control([u8; 64]);
 
 /// Who sends, and where to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -45,16 +47,16 @@ impl Entry {
     }
 
     fn try_recv(&self, buffer: &mut [u8]) -> io::Result<(usize, Call)> {
-        let (mut parts, mut control) = ([IoSliceMut::new(buffer)], [0; CONTROL]);
+        let (mut parts, mut control) = ([IoSliceMut::new(buffer)], Control([0; 64]));
         let (descriptor, flags) = (self.0.as_raw_fd(), MsgFlags::MSG_DONTWAIT);
-        let received = recvmsg::<SockaddrStorage>(descriptor, &mut parts, Some(&mut control), flags)?;
+        let received = recvmsg::<SockaddrStorage>(descriptor, &mut parts, Some(&mut control.0), flags)?;
         let client = received.address.as_ref().and_then(address).ok_or(io::ErrorKind::InvalidData)?;
         Ok((received.bytes, Call { client, local: local(&received) }))
     }
 
     /// The way back to a client.
     pub(super) fn back(&self, call: Call) -> Back {
-        let routed = source(call.client);
+        let routed = source(unmapped(call.client)).ok();
         let is_routed = |local: &IpAddr| routed.is_none_or(|routed| routed == local.to_canonical());
         Back { client: call.client, odd: call.local.filter(|local| !is_routed(local)) }
     }
@@ -112,20 +114,26 @@ fn local(received: &RecvMsg<'_, '_, SockaddrStorage>) -> Option<IpAddr> {
 }
 
 /// The address that routing has packets to a destination come from; nothing is sent.
-fn source(destination: SocketAddr) -> Option<IpAddr> {
-    let ip = destination.ip().to_canonical();
-    let any: IpAddr = if ip.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
-    let scope = match destination {
-        SocketAddr::V6(v6) if ip.is_ipv6() => v6.scope_id(),
-        _ => 0,
+///
+/// # Errors
+/// Fails where no route leads there.
+pub fn source(destination: SocketAddr) -> io::Result<IpAddr> {
+    let any: IpAddr = match destination {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
-    let socket = Socket::bind((any, 0)).ok()?;
-    match ip {
-        IpAddr::V4(ip) => socket.connect((ip, destination.port())),
-        IpAddr::V6(ip) => socket.connect(SocketAddrV6::new(ip, destination.port(), 0, scope)),
+    let socket = Socket::bind((any, 0))?;
+    socket.connect(destination)?;
+    Ok(socket.local_addr()?.ip())
+}
+
+/// A client of IPv4 as it is, where a socket of both families names it.
+fn unmapped(client: SocketAddr) -> SocketAddr {
+    match client.ip().to_canonical() {
+        IpAddr::V4(ip) => (ip, client.port()).into(),
+        // With its scope.
+        IpAddr::V6(_) => client,
     }
-    .ok()?;
-    Some(socket.local_addr().ok()?.ip())
 }
 
 #[cfg(test)]
